@@ -1,0 +1,213 @@
+"""One autograd layer over the backend contract.
+
+Eager mode runs the plain autograd.Functions at the end of this file, because a registered op costs
+several times as much host time per call; torch.compile sees the ops of `_ops.py`. Both run the
+same functions: `terms_forward`, `histogram_forward` and `gradient`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discfused.backends.contract import (
+    Backend,
+    Histogram,
+    Labels,
+    Members,
+    Pull,
+    Settings,
+    Terms,
+    accumulation_dtype,
+)
+from discfused.reference import PROBABILITY_FLOOR, membership, ratio
+
+
+def _members(backend: Backend, labels: Labels, slots: int, dtype: torch.dtype) -> Members:
+    if not labels.soft:
+        weight, sample_weight = (
+            None if w is None else w.to(dtype) for w in (labels.weight, labels.sample_weight)
+        )
+        labels = labels._replace(weight=weight, sample_weight=sample_weight)
+        return backend.members(labels, slots, dtype)
+    # Soft labels may touch every class: each has its slot, and m is a matrix.
+    m = membership(labels, dtype).detach()
+    row_weight = m.sum(1)
+    total = row_weight.sum()
+    return Members(
+        slot=torch.empty(0, dtype=torch.int32, device=m.device),
+        row_weight=row_weight,
+        total=total,
+        slot_class=torch.arange(labels.num_classes, device=m.device),
+        share=ratio(m.sum(0), total),
+        soft=m,
+    )
+
+
+def _slot_prior(
+    prior: Tensor | None, members: Members, reverse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The prior of every slot, and what the classes without a slot add to the KL divergence.
+
+    A class that is absent from the batch has q_c = 0, clamped to the floor: a constant.
+    """
+    if prior is None:
+        return members.share, None
+    slot_class = members.slot_class
+    if slot_class.shape == prior.shape:
+        return prior, None
+    slot_prior = torch.where(slot_class < 0, 0, prior[slot_class.clamp(min=0)])
+    if reverse:  # a term of KL(q || pi) with q_c = 0 is 0
+        return slot_prior, None
+
+    def against_floor(p: Tensor) -> Tensor:
+        return torch.special.xlogy(p, p / PROBABILITY_FLOOR).sum()
+
+    return slot_prior, against_floor(prior) - against_floor(slot_prior)
+
+
+def terms_forward(
+    backend: Backend,
+    features: Tensor,
+    labels: Labels,
+    prior: Tensor | None,
+    settings: Settings,
+    gini_weight: float,
+    kl_weight: float,
+) -> tuple[Terms, Histogram, Members]:
+    slots = labels.num_classes
+    if not labels.soft:
+        slots = min(slots, labels.target.shape[0])
+    members = _members(backend, labels, slots, accumulation_dtype(features.dtype))
+    histogram = backend.histogram(features, members, settings.activation, settings.center)
+    slot_prior, absent = _slot_prior(prior, members, settings.reverse)
+    terms = backend.terms(
+        histogram, slot_prior, absent, settings.reverse, settings.eps, gini_weight, kl_weight
+    )
+    return terms, histogram, members
+
+
+def histogram_forward(
+    backend: Backend, features: Tensor, labels: Labels, activation: str, center: bool
+) -> tuple[Histogram, Members]:
+    members = _members(
+        backend, labels, labels.num_classes, accumulation_dtype(features.dtype)
+    )
+    return backend.histogram(features, members, activation, center), members
+
+
+def gradient(
+    backend: Backend,
+    features: Tensor,
+    labels: Labels,
+    rows: tuple[Tensor, Tensor, Tensor],  # slot, row_weight, total of Members
+    mean: Tensor | None,
+    table: Tensor,
+    activation: str,
+    pull: Pull | None,
+) -> Tensor:
+    slot, row_weight, total = rows
+    if labels.soft:  # m is rebuilt rather than kept: it can be larger than all the rest together
+        members = _members(backend, labels, labels.num_classes, row_weight.dtype)
+    else:
+        members = Members(slot, row_weight, total, slot_class=None, share=None)
+    return backend.gradient(features, members, mean, table, activation, pull)
+
+
+class _Once(torch.autograd.Function):
+    """Passes the gradient on; differentiating it again is an error, never a number."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, backend: Backend, *inputs: Tensor) -> Tensor:
+        ctx.backend = backend
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        raise RuntimeError(
+            f'the "{ctx.backend.name}" backend of discfused cannot be differentiated twice: '
+            'use backend="reference" for double backward'
+        )
+
+
+def _save(ctx: Any, features: Tensor, labels: Labels, members: Members, *state) -> None:
+    if not ctx.needs_input_grad[0]:
+        return
+    if not labels.soft:  # hard labels live on in the slots
+        labels = labels._replace(target=members.slot, weight=None, sample_weight=None)
+    ctx.numbers = labels.num_classes, labels.ignore_index
+    rows = members.slot, members.row_weight, members.total
+    ctx.save_for_backward(features, *labels[:3], *rows, *state)
+
+
+def _pull_back(ctx: Any, table: Tensor | None, pull, *upstream: Tensor) -> Tensor:
+    features, target, weight, sample_weight, slot, row_weight, total, mean, *_ = ctx.saved_tensors
+    labels = Labels(target, weight, sample_weight, *ctx.numbers)
+    rows = slot, row_weight, total
+    with torch.no_grad():
+        dx = gradient(ctx.backend, features, labels, rows, mean, table, ctx.activation, pull)
+    # Grad mode is on in backward only under create_graph=True.
+    return _Once.apply(dx, ctx.backend, features, *upstream) if torch.is_grad_enabled() else dx
+
+
+class DiscTerms(torch.autograd.Function):
+    """features -> penalty = gini_weight * gini + kl_weight * kl, gini, kl"""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        labels: Labels,
+        prior: Tensor | None,
+        settings: Settings,
+        backend: Backend,
+        gini_weight: float,
+        kl_weight: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        terms, histogram, members = terms_forward(
+            backend, features, labels, prior, settings, gini_weight, kl_weight
+        )
+        state = histogram.mean, histogram.table, terms.feature_coef, terms.slot_coef
+        _save(ctx, features, labels, members, *state)
+        ctx.backend, ctx.activation = backend, settings.activation
+        ctx.weights = gini_weight, kl_weight
+        ctx.set_materialize_grads(False)
+        return terms.penalty, terms.gini, terms.kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_penalty, grad_gini, grad_kl):
+        *_, table, feature_coef, slot_coef = ctx.saved_tensors
+        upstream = [g for g in (grad_penalty, grad_gini, grad_kl) if g is not None]
+        gini_weight, kl_weight = ctx.weights
+        if grad_gini is None and grad_kl is None:
+            pull_gini = pull_kl = grad_penalty
+        else:
+            zero = torch.zeros_like(upstream[0])
+            penalty = zero if grad_penalty is None else grad_penalty
+            pull_gini = penalty * gini_weight + (zero if grad_gini is None else grad_gini)
+            pull_kl = penalty * kl_weight + (zero if grad_kl is None else grad_kl)
+            gini_weight = kl_weight = 1.0
+        pull = Pull(feature_coef, slot_coef, pull_gini, pull_kl, gini_weight, kl_weight)
+        return (_pull_back(ctx, table, pull, *upstream), *[None] * 6)
+
+
+class ClassHistogram(torch.autograd.Function):
+    """features -> H [C, D]"""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        labels: Labels,
+        backend: Backend,
+        activation: str,
+        center: bool,
+    ) -> Tensor:
+        histogram, members = histogram_forward(backend, features, labels, activation, center)
+        _save(ctx, features, labels, members, histogram.mean)
+        ctx.backend, ctx.activation = backend, activation
+        return histogram.table
+
+    @staticmethod
+    def backward(ctx: Any, grad_table: Tensor):
+        return (_pull_back(ctx, grad_table, None, grad_table), *[None] * 4)

@@ -1,0 +1,92 @@
+"""Which implementation runs: one visible place to choose it, one report of why.
+
+`reference` (plain PyTorch, any device) is always there. The others implement `contract.Backend`.
+"""
+
+import functools
+import os
+import warnings
+from typing import NamedTuple
+
+from discfused.backends.contract import Backend
+from discfused.backends.native import CpuBackend
+
+ENVIRONMENT_VARIABLE = "DISCFUSED_BACKEND"
+
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(),)}
+NAMES = ("reference", *_BACKENDS)
+
+# What backend=None tries on each type of device, fastest first; then the reference.
+_PREFERRED = {"cpu": ("cpu",)}
+
+
+class Status(NamedTuple):
+    name: str
+    available: bool
+    reason: str  # what it runs on; or why it cannot run, and what to do
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'available' if self.available else 'not available'}, {self.reason}"
+
+
+def status() -> list[Status]:
+    """Every backend: whether it can run here, and if not, why and what to do."""
+    report = [Status("reference", True, "plain PyTorch, on any device")]
+    for name, backend in _BACKENDS.items():
+        why = backend.unavailable()
+        report.append(Status(name, why is None, why or f"on {backend.device_type} tensors"))
+    return report
+
+
+def get(name: str) -> Backend:
+    return _BACKENDS[name]
+
+
+def preferred(device_type: str) -> tuple[str, list[str]]:
+    """The backend that None means on such a device, and why each faster one cannot run."""
+    reasons = []
+    for name in _PREFERRED.get(device_type, ()):
+        why = _BACKENDS[name].unavailable()
+        if why is None:
+            return name, reasons
+        reasons.append(f"{name}: {why}")
+    return "reference", reasons
+
+
+def resolve(device_type: str, requested: str | None) -> str:
+    """The name of the backend that runs: the one asked for, or the fastest that can."""
+    source = f"backend is {requested!r}"
+    if requested is None:
+        requested = os.environ.get(ENVIRONMENT_VARIABLE) or None
+        source = f"{ENVIRONMENT_VARIABLE} is {requested!r}"
+    if requested is None:
+        return _automatic(device_type)
+    if requested not in NAMES:
+        raise ValueError(f"{source}, expected one of {', '.join(map(repr, NAMES))}")
+    if requested != "reference":
+        backend = _BACKENDS[requested]
+        why = backend.unavailable()
+        if why is None and backend.device_type != device_type:
+            why = f"it runs on {backend.device_type} tensors, but the features are on {device_type}"
+        if why is not None:
+            report = "\n".join(f"  {line}" for line in status())
+            raise RuntimeError(f"{source}, but it cannot run here: {why}\n{report}")
+    return requested
+
+
+# torch.compile takes the answer as a constant instead of tracing how it was found. This is what
+# torch.compiler.assume_constant_result does, but that imports all of torch._dynamo.
+resolve._dynamo_marked_constant = True
+
+
+@functools.cache  # so a fallback warns once for each type of device
+def _automatic(device_type: str) -> str:
+    name, reasons = preferred(device_type)
+    if reasons:
+        warnings.warn(
+            f"discfused uses the slower {name!r} backend on {device_type} tensors ("
+            + "; ".join(reasons)
+            + f"). To silence this, set {ENVIRONMENT_VARIABLE}={name}.",
+            stacklevel=5,
+        )
+    return name

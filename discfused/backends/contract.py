@@ -1,0 +1,137 @@
+"""What a backend must provide: four stages around the [S, D] table of class histograms.
+
+    members    target, weights      -> which slot every row belongs to, and how much it counts
+    histogram  features, members    -> mean [D], table [S, D], magnitude [D]
+    terms      table                -> penalty, gini, kl, and what backward needs of them
+    gradient   features, table ...  -> d loss / d features [N, D]
+
+Everything per feature goes through the table, so sums over parts of a batch (the ranks of a process
+group, say) can be added between the stages. Symbols as everywhere: N samples, D features,
+C classes, S slots. A slot is a class (S = C) or, for hard labels with C > N, one of the classes
+present in the batch (S = N; slots left over stay empty), so that memory and time do not depend on C.
+
+`acc` is the accumulation dtype: float64 for float64 features, else float32. Every sum has a fixed
+order: the same bits on every run and for every number of threads.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("relu", "abs", "square", "softplus", "sigmoid")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Labels(NamedTuple):
+    """What the door lets through about the rows: everything but the features."""
+
+    target: Tensor  # [N] int64 class indices or [N, C] float class probabilities, any strides
+    weight: Tensor | None  # [C], any real dtype
+    sample_weight: Tensor | None  # [N], any real dtype
+    num_classes: int
+    ignore_index: int
+
+    @property
+    def soft(self) -> bool:
+        return self.target.is_floating_point()
+
+
+class Settings(NamedTuple):
+    """What the terms depend on beside tensors."""
+
+    activation: str
+    center: bool
+    reverse: bool  # KL(q || pi) instead of KL(pi || q)
+    eps: float
+
+
+class Members(NamedTuple):
+    """Who belongs where. Hard labels fill `slot`; soft labels fill `soft` and leave `slot` empty."""
+
+    slot: Tensor  # [N] int32: the row's slot, -1 for a row that does not count; [0] for soft labels
+    row_weight: Tensor  # [N] acc: n_i = sum_c m_ic
+    total: Tensor  # [] acc: sum_i n_i
+    slot_class: Tensor  # [S] int64: the class of a slot, -1 for an empty slot
+    share: Tensor  # [S] acc: sum_i m_ic / sum_i n_i, the distribution of the classes in the batch
+    soft: Tensor | None = None  # [N, C] acc: m itself, for soft labels
+
+
+class Histogram(NamedTuple):
+    mean: Tensor | None  # [D] acc: mu; None when features are not centred
+    table: Tensor  # [S, D] acc: H, the sum of activations of every slot
+    magnitude: Tensor  # [D] acc: sum_i n_i |x_ij|, the scale below which a feature is dead
+
+
+class Terms(NamedTuple):
+    penalty: Tensor  # [] acc: gini_weight * gini + kl_weight * kl
+    gini: Tensor  # [] acc
+    kl: Tensor  # [] acc
+    # [4, D] acc, all 0 for a dead feature: 1 / (L T_j), 1 / T_j, sum_c P_cj^2, sum_c A_c P_cj
+    feature_coef: Tensor
+    slot_coef: Tensor  # [S] acc: A_c
+
+
+class Pull(NamedTuple):
+    """What turns the table into the table's gradient:
+
+    G_cj = 1 / (L T_j) * (2 grad_gini (sum_k P_kj^2 - P_cj) + grad_kl (A_c - sum_k A_k P_kj))
+         = u_j + v_j H_cj + w_j A_c
+    """
+
+    feature_coef: Tensor  # [4, D], from Terms
+    slot_coef: Tensor  # [S], from Terms
+    grad_gini: Tensor  # [] acc: d loss / d gini, before gini_weight
+    grad_kl: Tensor  # [] acc: d loss / d kl, before kl_weight
+    gini_weight: float
+    kl_weight: float
+
+
+class Backend(Protocol):
+    name: str
+    device_type: str  # of the tensors it takes
+
+    def unavailable(self) -> str | None:
+        """None if this backend can run here, else why not and what to do."""
+
+    def members(
+        self,
+        labels: Labels,  # hard ones; weights already of dtype `dtype`
+        slots: int,  # S: num_classes, or N where only present classes get a slot
+        dtype: torch.dtype,  # acc
+    ) -> Members:
+        """A row with weight 0 does not count (slot -1), like an ignored one."""
+
+    def histogram(
+        self,
+        features: Tensor,  # [N, D], any strides, any float dtype
+        members: Members,
+        activation: str,
+        center: bool,
+        mean: Tensor | None = None,  # [D] acc: given instead of computed
+    ) -> Histogram: ...
+
+    def terms(
+        self,
+        histogram: Histogram,
+        prior: Tensor,  # [S] acc: pi of every slot
+        absent: Tensor | None,  # [] acc: the forward KL of the classes without a slot
+        reverse: bool,
+        eps: float,
+        gini_weight: float,
+        kl_weight: float,
+    ) -> Terms: ...
+
+    def gradient(
+        self,
+        features: Tensor,
+        members: Members,  # slot_class and share may be empty here
+        mean: Tensor | None,
+        table: Tensor,  # [S, D]: H, or the table's gradient itself when `pull` is None
+        activation: str,
+        pull: Pull | None,
+    ) -> Tensor:
+        """[N, D], contiguous, in the dtype of `features`."""

@@ -1,0 +1,145 @@
+"""FusedDiscLoss: the criterion as a module."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from discfused import _inputs
+from discfused.functional import GINI_WEIGHT, KL_WEIGHT, LossTerms, fused_disc_loss
+from discfused.tap import FeatureTap
+
+
+class FusedDiscLoss(nn.Module):
+    """loss = cross_entropy(logits, target) + gini_weight * gini + kl_weight * kl
+
+    A drop-in for `nn.CrossEntropyLoss`:
+
+        criterion = FusedDiscLoss()
+        loss = criterion(logits, target, features)
+
+        criterion = FusedDiscLoss.attach(model)   # taps the input of the last nn.Linear
+        loss = criterion(model(images), target)
+
+    Args: the keywords of `fused_disc_loss`, checked here; sample_weight belongs to a batch and is
+    an argument of the call. `gini_weight` and `kl_weight` may be set anew at any time.
+
+    It has no parameters and adds nothing to a state_dict; class weights and a prior tensor move
+    with `.to(device)`. Under DistributedDataParallel every process's loss is that of its own batch.
+
+    Attributes:
+        terms: LossTerms(ce, gini, kl) of the last call, detached: for logging. None before.
+        tap: the FeatureTap of an attached criterion, else None.
+
+    Raises: as `fused_disc_loss`; RuntimeError when the tap holds nothing, because the model was not
+    called since the last loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        gini_weight: float = GINI_WEIGHT,
+        kl_weight: float = KL_WEIGHT,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        activation: str = "relu",
+        center: bool = True,
+        prior: str | Tensor = "batch",
+        kl_direction: str = "forward",
+        feature_dim: int = 1,
+        eps: float = 1e-6,
+        process_group=None,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        _inputs.non_negative("gini_weight", gini_weight)
+        _inputs.non_negative("kl_weight", kl_weight)
+        _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
+        _inputs.label_smoothing(label_smoothing)
+        _inputs.Options(
+            ignore_index, activation, center, kl_direction, feature_dim, eps, backend,
+            process_group,
+        )  # fmt: skip
+        self.gini_weight = gini_weight
+        self.kl_weight = kl_weight
+        self.options = {
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "label_smoothing": label_smoothing,
+            "activation": activation,
+            "center": center,
+            "kl_direction": kl_direction,
+            "feature_dim": feature_dim,
+            "eps": eps,
+            "process_group": process_group,
+            "backend": backend,
+        }
+        for name, value in (("weight", weight), ("prior", prior)):
+            if isinstance(value, Tensor):
+                _inputs.weights(name, value, value.numel(), value.device)
+            elif name == "prior":
+                _inputs.one_of(name, value, _inputs.PRIORS)
+            if value is None or isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
+        self.terms: LossTerms | None = None
+        self.tap: FeatureTap | None = None
+
+    @classmethod
+    def attach(
+        cls,
+        model: nn.Module,
+        layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        *,
+        capture: str = "output",
+        **options,
+    ) -> "FusedDiscLoss":
+        """A criterion that takes the features from the model: see FeatureTap for the arguments."""
+        criterion = cls(**options)
+        criterion.tap = FeatureTap(model, layers, capture=capture)
+        return criterion
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        features: Tensor | Sequence[Tensor] | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        if features is None and self.tap is not None:
+            features = self.tap.take()
+            _warn_without_gradient(logits, features)
+        loss, self.terms = fused_disc_loss(
+            logits,
+            target,
+            features,
+            gini_weight=self.gini_weight,
+            kl_weight=self.kl_weight,
+            weight=self.weight,
+            sample_weight=sample_weight,
+            prior=self.prior,
+            return_terms=True,
+            **self.options,
+        )
+        return loss
+
+    def extra_repr(self) -> str:
+        shown = {"gini_weight": self.gini_weight, "kl_weight": self.kl_weight, **self.options}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _warn_without_gradient(logits: Tensor, features: Tensor | list[Tensor]) -> None:
+    if torch.compiler.is_compiling() or not logits.requires_grad:
+        return
+    layers = features if isinstance(features, list) else [features]
+    if not any(layer.requires_grad for layer in layers):
+        warnings.warn(
+            "the tapped features carry no gradient, so the terms cannot train the model: the "
+            "layer is frozen, runs under no_grad, or under checkpoint(use_reentrant=True)",
+            stacklevel=3,
+        )
