@@ -82,7 +82,7 @@ def terms_forward(
     histogram = backend.histogram(features, members, settings.activation, settings.center)
     slot_prior, absent = _slot_prior(prior, members, settings.reverse)
     terms = backend.terms(
-        histogram, slot_prior, absent, settings.reverse, settings.eps, gini_weight, kl_weight
+        histogram, slot_prior, absent, settings.reverse, settings.threshold, gini_weight, kl_weight
     )
     return terms, histogram, members
 

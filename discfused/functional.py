@@ -158,7 +158,7 @@ def disc_terms(
 
     where P_cj = H_cj / sum_k H_kj is the probability of class c given that feature j fires, H the
     histogram of `class_histogram`, and j runs over the live features: those whose total mass
-    sum_c H_cj exceeds eps * sum_i n_i |x_ij|. Both are differentiable in the features, and 0 with
+    sum_c H_cj exceeds eps * sum_i n_i |x_ij| (eps^2 * sum_i n_i x_ij^2 for "square"). Both are differentiable in the features, and 0 with
     zero gradient when no feature is live. Use them beside another base loss (focal, ArcFace ...).
 
     Args:
@@ -177,7 +177,8 @@ def disc_terms(
         kl_direction: "forward" is KL(pi || q), "reverse" is KL(q || pi); natural logarithm, the
             denominator not below 1e-8.
         feature_dim: the dimension of `features` that counts features; -1 for tokens [N, T, D].
-        eps: a feature with less mass than this share of its magnitude is dead.
+        eps: a feature with less mass than this share of its magnitude is dead: constant features
+            are, up to rounding.
         process_group: not supported yet.
         backend: "reference", "cpu"; None for the fastest that can run here.
 

@@ -51,7 +51,10 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 def histogram(
     features: Tensor, m: Tensor, activation: str, center: bool
 ) -> tuple[Tensor, Tensor]:
-    """H_cj = sum_i m_ic phi(x_ij - mu_j): [C, D], and sum_i n_i |x_ij|: [D]."""
+    """H_cj = sum_i m_ic phi(x_ij - mu_j): [C, D], and the magnitude sum_i n_i |x_ij|: [D].
+
+    The magnitude tells below which mass a feature is dead; it is sum_i n_i x_ij^2 if phi squares.
+    """
     n = m.sum(1, keepdim=True)  # [N, 1]: how much each row counts
     x = features.to(accumulation_dtype(features.dtype))
     x = torch.where(n == 0, 0, x)  # a row that does not count may hold anything, NaN included
@@ -59,7 +62,8 @@ def histogram(
     # A matrix product under autocast would round to half precision.
     with torch.autocast(x.device.type, enabled=False):
         table = m.T @ PHI[activation](x - mean)
-    magnitude = (n * x.detach().abs()).sum(0)
+    size = x.detach().square() if activation == "square" else x.detach().abs()
+    magnitude = (n * size).sum(0)
     return table, magnitude
 
 
@@ -71,12 +75,12 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def terms(
-    table: Tensor, magnitude: Tensor, prior: Tensor, reverse: bool, eps: float
+    table: Tensor, magnitude: Tensor, prior: Tensor, reverse: bool, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """gini = mean_j (1 - sum_c P_cj^2) and kl = KL(pi || mean_j P_cj), over live features j."""
     # An infinite feature must not pass for a dead one: infinity times 0 is NaN, and NaN stays.
     total = table.sum(0) + 0 * magnitude
-    live = ~(total <= eps * magnitude)
+    live = ~(total <= threshold * magnitude)
     count = live.sum()
     P = torch.where(live, table / torch.where(live, total, 1), 0)  # [C, D]
 
@@ -104,4 +108,4 @@ def disc_terms(
     table, magnitude = histogram(features, m, settings.activation, settings.center)
     if prior is None:
         prior = ratio(m.sum(0), m.sum())
-    return terms(table, magnitude, prior, settings.reverse, settings.eps)
+    return terms(table, magnitude, prior, settings.reverse, settings.threshold)

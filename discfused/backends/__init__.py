@@ -87,6 +87,6 @@ def _automatic(device_type: str) -> str:
             f"discfused uses the slower {name!r} backend on {device_type} tensors ("
             + "; ".join(reasons)
             + f"). To silence this, set {ENVIRONMENT_VARIABLE}={name}.",
-            stacklevel=5,
+            stacklevel=2,
         )
     return name

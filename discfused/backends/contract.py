@@ -48,6 +48,15 @@ class Settings(NamedTuple):
     reverse: bool  # KL(q || pi) instead of KL(pi || q)
     eps: float
 
+    @property
+    def threshold(self) -> float:
+        """A feature is dead if its mass is at most this share of its magnitude.
+
+        Squares compare with squares, so that eps means the same for every activation and the scale
+        of a feature does not matter.
+        """
+        return self.eps**2 if self.activation == "square" else self.eps
+
 
 class Members(NamedTuple):
     """Who belongs where. Hard labels fill `slot`; soft labels fill `soft` and leave `slot` empty."""
@@ -63,7 +72,9 @@ class Members(NamedTuple):
 class Histogram(NamedTuple):
     mean: Tensor | None  # [D] acc: mu; None when features are not centred
     table: Tensor  # [S, D] acc: H, the sum of activations of every slot
-    magnitude: Tensor  # [D] acc: sum_i n_i |x_ij|, the scale below which a feature is dead
+    # [D] acc: sum_i n_i |x_ij|, or sum_i n_i x_ij^2 for the square activation: what a feature's mass
+    # is compared with to tell whether it is dead, of the same power of x as the mass itself
+    magnitude: Tensor
 
 
 class Terms(NamedTuple):
@@ -120,7 +131,7 @@ class Backend(Protocol):
         prior: Tensor,  # [S] acc: pi of every slot
         absent: Tensor | None,  # [] acc: the forward KL of the classes without a slot
         reverse: bool,
-        eps: float,
+        eps: float,  # dead: T_j <= eps * magnitude_j
         gini_weight: float,
         kl_weight: float,
     ) -> Terms: ...

@@ -1,0 +1,3 @@
+from discfused.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""Loads discfused._C, the compiled kernels; or says why it cannot be loaded and what to do.
+
+A library compiled against another torch can crash the process or, worse, run. So whatever can be
+known is checked before it is loaded, against the record that the build left in _build.json.
+"""
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import shlex
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote, urlsplit
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class LibraryUnavailable(RuntimeError):
+    """Why the compiled kernels cannot be used, and what to do about it."""
+
+    def __init__(self, reason: str, fix: str):
+        super().__init__(f"{reason}: {fix}")
+        self.reason = reason
+        self.fix = fix
+
+
+def load() -> ModuleType:
+    """discfused._C. Raises LibraryUnavailable and nothing else; the answer is kept."""
+    library = _load_once()
+    if isinstance(library, LibraryUnavailable):
+        raise LibraryUnavailable(library.reason, library.fix)
+    return library
+
+
+def build_record() -> dict:
+    """What the build wrote down (csrc/build_plan.py, Plan.record); empty if it wrote nothing."""
+    try:
+        return json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+@functools.cache
+def _load_once() -> ModuleType | LibraryUnavailable:
+    try:
+        _check(build_record())
+        return importlib.import_module("discfused._C")
+    except LibraryUnavailable as why:
+        return why
+    except Exception as error:  # a library can fail in any way: a missing symbol, its own checks
+        reason = f"loading the compiled kernels failed ({type(error).__name__}: {error})"
+        return LibraryUnavailable(reason, _compile_again())
+
+
+def _check(record: dict) -> None:
+    """Refuses to go on where loading is known to fail, or to crash."""
+    if not record:
+        raise LibraryUnavailable(
+            f"nothing was compiled: discfused is imported from the sources in {_PACKAGE.parent}",
+            "run `pip install .` there and start Python in another folder, or run "
+            "`pip install -e .` there",
+        )
+    if "cpu" not in record["built"]:
+        why = record["left_out"]["cpu"]
+        raise LibraryUnavailable(f"not compiled, because {why['reason']}", why["fix"])
+    running = {"torch": str(torch.__version__), "python_abi": sysconfig.get_config_var("SOABI")}
+    for what, now in running.items():
+        if record[what] != now:
+            reason = f"compiled for {what} {record[what]}, but this is {what} {now}"
+            raise LibraryUnavailable(reason, _compile_again())
+    library = _PACKAGE / record["library"]
+    if not library.exists():
+        raise LibraryUnavailable(f"{library} is missing", _compile_again())
+    # A truncated file would not raise an error, but kill the process.
+    if hashlib.sha256(library.read_bytes()).hexdigest() != record["sha256"]:
+        raise LibraryUnavailable(f"{library} is not the file that was built", _compile_again())
+
+
+def _compile_again() -> str:
+    """The command that compiles for the torch that is installed now."""
+    # Without --no-cache-dir, pip reuses what it built from an archive, for whatever torch that was.
+    command = "pip install --force-reinstall --no-deps --no-cache-dir"
+    try:
+        installed = importlib.metadata.distribution("discfused")
+        origin = json.loads(installed.read_text("direct_url.json") or "{}")
+        if (installed.read_text("INSTALLER") or "").strip() == "uv":
+            command = f"uv {command}"
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    return f"run `{command} {_source(origin)}`"
+
+
+def _source(origin: dict) -> str:
+    """What to give to pip, from what it wrote down when it installed discfused (PEP 610)."""
+    url = origin.get("url", "discfused")
+    if "vcs_info" in origin:
+        return "{vcs}+{url}@{commit_id}".format(url=url, **origin["vcs_info"])
+    if "dir_info" in origin:
+        folder = shlex.quote(unquote(urlsplit(url).path))
+        return f"-e {folder}" if origin["dir_info"].get("editable") else folder
+    if url.endswith(".whl"):  # installing it again would change nothing
+        return "FOLDER_OF_THE_SOURCES"
+    return url

@@ -1,0 +1,127 @@
+"""Triton kernels of the feature gradient, and the matrix product of soft labels."""
+
+import triton
+import triton.language as tl
+
+from discfused.backends.triton_math import _columns, _pull_back, _read
+
+
+@triton.jit
+def _masked_gradient(
+    x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
+    grad_gini, grad_kl, gini_weight, kl_weight, rows, end, columns, inside, D,
+    ACT: tl.constexpr, CENTER: tl.constexpr, PULL: tl.constexpr, SOFT: tl.constexpr,
+):  # fmt: skip
+    """phi'(x - mu) * n G: [ROWS, COLS], 0 in rows that do not count; and n [ROWS]"""
+    ACC: tl.constexpr = row_weight.dtype.element_ty
+    n = tl.load(row_weight + rows, mask=rows < end, other=0.0).to(ACC)
+    counts = n != 0
+    mask = counts[:, None] & inside[None, :]
+    z = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+    if CENTER:
+        z -= tl.load(mean + columns, mask=inside, other=0.0).to(ACC)[None, :]
+    if SOFT:  # `table` is m @ G [N, D]
+        g = _read(table, rows, columns, D, 1, mask, ACC)
+    else:
+        s = tl.load(slot + rows, mask=counts, other=0)
+        g = _read(table, s, columns, D, 1, mask, ACC)
+        if PULL:
+            g1 = tl.load(grad_gini).to(ACC) * gini_weight
+            g2 = tl.load(grad_kl).to(ACC) * kl_weight
+            outer = tl.load(feature_coef + columns, mask=inside, other=0.0).to(ACC)
+            inverse = tl.load(feature_coef + D + columns, mask=inside, other=0.0).to(ACC)
+            squares = tl.load(feature_coef + 2 * D + columns, mask=inside, other=0.0).to(ACC)
+            projection = tl.load(feature_coef + 3 * D + columns, mask=inside, other=0.0).to(ACC)
+            constant = 2.0 * g1 * squares - g2 * projection
+            slope = -2.0 * g1 * inverse
+            A = tl.load(slot_coef + s, mask=counts, other=0.0).to(ACC)
+            g = constant[None, :] + slope[None, :] * g + (g2 * A)[:, None]
+            # 1 / (L T) last: next to 1 / T it overflows. A dead feature gets 0 even if A is NaN.
+            g = tl.where((outer == 0)[None, :], 0.0, outer[None, :] * g)
+        g = n[:, None] * g
+    return tl.where(mask, _pull_back(z, g, ACT), 0.0), n
+
+
+@triton.jit(do_not_specialize=["gini_weight", "kl_weight", "N", "parts"])
+def gradient_sum_kernel(
+    x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
+    grad_gini, grad_kl, gini_weight, kl_weight, sums, N, D, parts,
+    ACT: tl.constexpr, PULL: tl.constexpr, SOFT: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """sums [parts, D]: of phi'(x - mu) n G over one part of the rows"""
+    blocks = tl.cdiv(D, COLS)
+    program = tl.program_id(0)
+    columns, inside = _columns(program % blocks, D, COLS)
+    part = (program // blocks).to(tl.int64)
+    row = N * part // parts
+    end = N * (part + 1) // parts
+    ACC: tl.constexpr = row_weight.dtype.element_ty
+    value = tl.zeros([ROWS, COLS], dtype=ACC)
+    while row < end:
+        ga, n = _masked_gradient(
+            x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
+            grad_gini, grad_kl, gini_weight, kl_weight, row + tl.arange(0, ROWS), end, columns,
+            inside, D, ACT, True, PULL, SOFT,
+        )  # fmt: skip
+        value += ga
+        row += ROWS
+    tl.store(sums + part * D + columns, tl.sum(value, axis=0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["gini_weight", "kl_weight", "N", "parts"])
+def gradient_kernel(
+    x, row_stride, column_stride, slot, row_weight, total, mean, table, feature_coef, slot_coef,
+    grad_gini, grad_kl, gini_weight, kl_weight, sums, dx, N, D, parts,
+    ACT: tl.constexpr, CENTER: tl.constexpr, WHOLE: tl.constexpr, PULL: tl.constexpr,
+    SOFT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """dx = ga - n / sum(n) * sum_k ga_k, ga = phi'(x - mu) n G. The sum over rows is that of the
+    program's own registers if they hold all rows (WHOLE), else of `sums` [parts <= PARTS, D]."""
+    ACC: tl.constexpr = row_weight.dtype.element_ty
+    blocks = tl.cdiv(D, COLS)
+    program = tl.program_id(0)
+    columns, inside = _columns(program % blocks, D, COLS)
+    rows = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    ga, n = _masked_gradient(
+        x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
+        grad_gini, grad_kl, gini_weight, kl_weight, rows, N, columns, inside, D,
+        ACT, CENTER, PULL, SOFT,
+    )  # fmt: skip
+    if CENTER:
+        if WHOLE:
+            shift = tl.sum(ga, axis=0)
+        else:
+            part = tl.arange(0, PARTS)
+            mask = (part < parts)[:, None] & inside[None, :]
+            shift = tl.sum(_read(sums, part, columns, D, 1, mask, ACC), axis=0)
+        share = tl.where(n != 0, n / tl.load(total).to(ACC), 0.0)
+        # where, not the product alone: 0 times a shift that is NaN is not 0
+        ga -= tl.where((n != 0)[:, None], share[:, None] * shift[None, :], 0.0)
+    line = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
+    mask = (rows < N)[:, None] & inside[None, :]
+    tl.store(line, ga.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["M", "K"])
+def matmul_kernel(
+    a, a_row_stride, a_column_stride, b, out, M, K, D,
+    ROWS: tl.constexpr, INNER: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """out [M, D] = a [M, K] @ b [K, D] in true float32: no TF32, whatever PyTorch's flags say"""
+    blocks = tl.cdiv(D, COLS)
+    program = tl.program_id(0)
+    columns, inside = _columns(program % blocks, D, COLS)
+    rows = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    value = tl.zeros([ROWS, COLS], dtype=tl.float32)
+    first = 0
+    while first < K:
+        inner = first + tl.arange(0, INNER)
+        mask = (rows < M)[:, None] & (inner < K)[None, :]
+        left = _read(a, rows, inner.to(tl.int64), a_row_stride, a_column_stride, mask, tl.float32)
+        mask = (inner < K)[:, None] & inside[None, :]
+        right = _read(b, inner, columns, D, 1, mask, tl.float32)
+        value = tl.dot(left, right, value, input_precision="ieee")
+        first += INNER
+    line = out + rows.to(tl.int64)[:, None] * D + columns[None, :]
+    tl.store(line, value, mask=(rows < M)[:, None] & inside[None, :])

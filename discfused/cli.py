@@ -1,0 +1,91 @@
+"""The command line: `discfused doctor` and `discfused demo`, also as `python -m discfused`."""
+
+import argparse
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import torch
+
+import discfused
+from discfused import backends
+from discfused.backends import _library
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="discfused", description=discfused.__doc__)
+    parser.add_argument("--version", action="version", version=discfused.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    add("doctor", doctor, "tell what is installed, which backend runs, and why not a faster one")
+    demo = add("demo", run_demo, "train on handwritten digits, with and without the two terms")
+    demo.add_argument("--seeds", type=_positive, default=6, help="paired runs (default: 6)")
+    demo.add_argument("--out", type=Path, default=Path("discfused-demo"), metavar="DIR",
+                      help="where the results go (default: discfused-demo)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    try:
+        from discfused.recipes import demo  # needs the packages of the extra
+    except ImportError as error:
+        print(f"the demo needs {error.name}: pip install 'discfused[demo]'")
+        return 1
+    demo.run(options.seeds, options.out)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """One fact a line, so that a bug report can quote it whole."""
+    print(f"discfused {discfused.__version__}, {Path(discfused.__file__).parent}")
+    print(f"python {platform.python_version()}, {platform.platform()}")
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, ROCm {torch.version.hip}, "
+          f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")  # fmt: skip
+    print(f"triton {_version('triton') or 'is not installed'}")
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        print(f"cuda:{index} {torch.cuda.get_device_name(index)}, sm_{major}{minor}")
+
+    print("\ncompiled library")
+    record = _library.build_record()
+    if record.get("built"):
+        print(f"  {', '.join(record['built'])}: with {record['compiler']} for "
+              f"torch {record['torch']}, CUDA {record['cuda']}")  # fmt: skip
+        if "cuda_architectures" in record:
+            print(f"  CUDA architectures: {' '.join(record['cuda_architectures'])}")
+    for part, why in record.get("left_out", {}).items():
+        print(f"  {part}: left out, {why['reason']}: {why['fix']}")
+    if not record:
+        print("  nothing was compiled")
+
+    print("\nbackends")
+    for line in backends.status():
+        print(f"  {line}")
+
+    print("\nbackend=None means")
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        name, slower_because = backends.preferred(device)
+        why = "; ".join(slower_because)
+        print(f"  {name} on {device} tensors" + (f", because {why}" if why else ""))
+    return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

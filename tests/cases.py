@@ -1,0 +1,128 @@
+"""The one table of shapes, layouts, dtypes, labels and tolerances that the tests draw from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from discfused.backends.contract import ACTIVATIONS
+
+# N, D, C: ones; odd sizes; more classes than samples; wider than a block of columns; many rows
+SHAPES = [
+    (1, 1, 1),
+    (2, 1, 2),
+    (5, 3, 1),
+    (7, 5, 3),
+    (37, 19, 10),
+    (16, 64, 40),
+    (3, 17, 1000),
+    (130, 257, 7),
+    (300, 33, 2),
+]
+
+# How the same numbers may lie in memory.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "transposed": lambda x: x.t().contiguous().t(),
+    "sliced": lambda x: torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
+    "every second": lambda x: torch.stack([x, x], 2).flatten(1)[:, ::2],
+    "expanded rows": lambda x: x[:1].expand(x.shape),
+    "expanded columns": lambda x: x[:, :1].expand(x.shape),
+    "offset": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|fused - reference| <= atol + rtol |reference|, the reference in float64."""
+
+    rtol: float
+    atol: float
+
+
+# The reference sees the same rounded input, so only the arithmetic differs; gradients are rounded
+# to their input's dtype on the way out (half an ulp).
+VALUE = {
+    torch.float64: Tolerance(1e-12, 1e-13),
+    torch.float32: Tolerance(2e-5, 2e-6),
+    torch.float16: Tolerance(2e-5, 2e-6),
+    torch.bfloat16: Tolerance(2e-5, 2e-6),
+}
+GRADIENT = {
+    torch.float64: Tolerance(1e-10, 1e-13),
+    torch.float32: Tolerance(1e-4, 1e-5),
+    torch.float16: Tolerance(1e-3, 1e-5),
+    torch.bfloat16: Tolerance(8e-3, 1e-5),
+}
+DTYPES = list(VALUE)
+
+
+def labels(N: int, C: int, kind: str = "random") -> Tensor:
+    """[N] class indices: random, all one class, every class absent but two, or some ignored."""
+    y = torch.randint(0, C, (N,))
+    if kind == "one class":
+        y = torch.full((N,), C - 1)
+    elif kind == "two classes":
+        y = torch.where(y % 2 == 0, 0, C - 1)
+    elif kind == "some ignored":
+        y[::3] = -100
+    elif kind == "all ignored":
+        y[:] = -100
+    return y
+
+
+LABELS = ["random", "one class", "two classes", "some ignored", "all ignored"]
+
+
+def soft_labels(N: int, C: int, kind: str = "mixup") -> Tensor:
+    """[N, C] class probabilities: two classes a row (mixup), dense, or one-hot."""
+    if kind == "dense":
+        return torch.rand(N, C, dtype=torch.float64).softmax(1)
+    first, second = (torch.eye(C, dtype=torch.float64)[torch.randint(0, C, (N,))] for _ in "ab")
+    share = torch.rand(N, 1, dtype=torch.float64) if kind == "mixup" else 1.0
+    return share * first + (1 - share) * second
+
+
+@dataclass(frozen=True)
+class OptionCase:
+    name: str
+    make: Callable[[int, int], dict] = field(compare=False)  # (N, C) -> keywords of disc_terms
+
+    def __str__(self) -> str:
+        return self.name
+
+
+OPTIONS = [
+    OptionCase("default", lambda N, C: {}),
+    *(
+        OptionCase(f"{activation}, {'centred' if center else 'raw'}",
+                   lambda N, C, a=activation, c=center: {"activation": a, "center": c})
+        for activation in ACTIVATIONS
+        for center in (True, False)
+    ),
+    OptionCase("reverse", lambda N, C: {"kl_direction": "reverse"}),
+    OptionCase("uniform prior", lambda N, C: {"prior": "uniform"}),
+    OptionCase("reverse, uniform prior",
+               lambda N, C: {"kl_direction": "reverse", "prior": "uniform"}),
+    OptionCase("prior tensor", lambda N, C: {"prior": torch.rand(C) + 0.1}),
+    OptionCase("prior with zeros",
+               lambda N, C: {"prior": torch.arange(C).remainder(2) if C > 1 else torch.ones(1)}),
+    OptionCase("class weights", lambda N, C: {"weight": torch.rand(C) + 0.1}),
+    OptionCase("class weights with a zero",
+               lambda N, C: {"weight": torch.cat([torch.zeros(1), torch.rand(C - 1) + 0.1])}),
+    OptionCase("sample weights", lambda N, C: {"sample_weight": torch.rand(N)}),
+    OptionCase("sample weights with zeros",
+               lambda N, C: {"sample_weight": torch.arange(N) % 3}),
+    OptionCase("all weights",
+               lambda N, C: {"weight": torch.rand(C) + 0.1, "sample_weight": torch.rand(N)}),
+    OptionCase("large eps", lambda N, C: {"eps": 0.3}),
+]  # fmt: skip
+
+
+def features(N: int, D: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Not centred, with a constant (dead) column if there are several."""
+    x = torch.randn(N, D, dtype=torch.float64) + 0.5 * torch.rand(D, dtype=torch.float64)
+    if D > 2:
+        x[:, 1] = 0.75
+    return x.to(dtype)

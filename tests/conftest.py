@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from discfused import backends
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def _skip_if_unavailable(name: str) -> str:
+    if name != "reference":
+        why = backends.get(name).unavailable()
+        if why is not None:
+            pytest.skip(f"backend {name!r} cannot run here: {why}")
+    return name
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request) -> str:
+    """Every backend that takes CPU tensors, the oracle included."""
+    return _skip_if_unavailable(request.param)
+
+
+@pytest.fixture(params=["cpu"])
+def fused_backend(request) -> str:
+    """Every backend that takes CPU tensors and is judged by the oracle."""
+    return _skip_if_unavailable(request.param)

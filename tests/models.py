@@ -1,0 +1,45 @@
+"""Small models that the tests tap."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CLASSES = 5
+
+
+class Net(nn.Module):
+    """A convolutional net in the shape of a ResNet: blocks, pooling, one linear layer."""
+
+    def __init__(self, checkpointing: bool | None = None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.blocks = nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(inplace=False))
+        self.module = nn.Dropout(0.0)  # a layer whose name is DDP's prefix
+        self.fc = nn.Linear(12, CLASSES)
+        self.use_reentrant = checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.use_reentrant is None:
+            x = self.blocks(x)
+        else:
+            x = checkpoint(self.blocks, x, use_reentrant=self.use_reentrant)
+        return self.fc(self.module(x.mean((2, 3))))
+
+
+class Recurrent(nn.Module):
+    """One layer that runs three times in a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.Linear(6, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = torch.tanh(self.cell(x))
+        return self.head(x)
+
+
+def batch(n: int = 6) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 3, 8, 8), torch.arange(n) % CLASSES

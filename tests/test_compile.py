@@ -1,0 +1,189 @@
+"""torch.compile: no graph break, few graphs, the same numbers; and opcheck for every op."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from cases import features, labels, soft_labels
+from discfused import FusedDiscLoss, class_histogram, disc_terms, fused_disc_loss
+from models import CLASSES, Net, batch
+
+D, C = 12, 10
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(function, backend="aot_eager"):
+    counter = CompileCounterWithBackend(backend)
+    return torch.compile(function, backend=counter, fullgraph=True), counter
+
+
+def leaves(*tensors):
+    return [tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_function_equals_eager(backend, soft, reduction):
+    options = {
+        "reduction": reduction, "backend": backend, "weight": torch.rand(C),
+        "sample_weight": torch.rand(20), "prior": "uniform",
+    }  # fmt: skip
+    target = soft_labels(20, C).float() if soft else labels(20, C, "some ignored")
+
+    def loss(logits, x):
+        return fused_disc_loss(logits, target, x, **options)
+
+    inputs = torch.randn(20, C), features(20, D, torch.float32)
+    function, _ = compiled(loss)
+    results = []
+    for run in (loss, function):
+        args = leaves(*inputs)
+        value = run(*args)
+        results.append([value.detach(), *torch.autograd.grad(value.sum(), args)])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_histogram_and_terms_equal_eager(backend, center):
+    x, y, upstream = features(20, D), labels(20, C), torch.randn(C, D).double()
+
+    def both(x):
+        H = class_histogram(x, y, C, center=center, backend=backend)
+        gini, kl = disc_terms(x, y, C, center=center, backend=backend)
+        return (H * upstream).sum() + 2 * gini + 3 * kl
+
+    function, _ = compiled(both)
+    results = []
+    for run in (both, function):
+        (arg,) = leaves(x)
+        value = run(arg)
+        results.append([value.detach(), torch.autograd.grad(value, arg)[0]])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("num_classes", [C, 40])
+def test_at_most_two_graphs_over_any_sequence_of_batch_sizes(backend, num_classes):
+    criterion = FusedDiscLoss(backend=backend)
+    function, counter = compiled(criterion)
+    for n in (16, 32, 5, 64, 39, 40, 41, 10, 9, 128):
+        logits, x = leaves(torch.randn(n, num_classes), torch.randn(n, D))
+        y = labels(n, num_classes)
+        loss = function(logits, y, x)
+        loss.backward()
+        torch.testing.assert_close(loss, criterion(logits, y, x))
+    assert counter.frame_count <= 2
+
+
+def test_weights_that_change_do_not_compile_for_ever(backend):
+    criterion = FusedDiscLoss(backend=backend)
+    function, counter = compiled(criterion)
+    logits, x, y = torch.randn(16, C), torch.randn(16, D), labels(16, C)
+    for step in range(8):
+        criterion.gini_weight = criterion.kl_weight = 0.1 * (step + 1)
+        torch.testing.assert_close(function(logits, y, x), criterion(logits, y, x))
+        gini = criterion.terms.gini
+    assert gini == disc_terms(x, y, C, backend=backend).gini
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("when", ["before", "before, and run", "after"])
+def test_attached_to_a_compiled_model(backend, when):
+    torch.manual_seed(1)
+    model, (x, y) = Net(), batch()
+    plain = FusedDiscLoss.attach(model, backend=backend)
+    expected = plain(model(x), y)
+    expected.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    plain.tap.remove()
+    model.zero_grad()
+
+    if when == "after":
+        criterion = FusedDiscLoss.attach(model, backend=backend)
+        fast, _ = compiled(model)
+    else:
+        fast, _ = compiled(model)
+        if "run" in when:
+            fast(x)
+        criterion = FusedDiscLoss.attach(fast, backend=backend)
+    for _ in range(3):
+        model.zero_grad()
+        loss = criterion(fast(x), y)
+        loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+    assert list(model.state_dict()) == list(Net().state_dict())
+
+    logits = fast(x)
+    criterion.tap.remove()
+    fast(x)
+    with pytest.raises(RuntimeError, match="was removed"):
+        criterion(logits, y)
+    assert criterion.tap._captured == [None]
+
+
+def test_a_compiled_training_step(backend):
+    """Model, tap and criterion in one graph."""
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model, backend=backend)
+    expected = criterion(model(x), y)
+
+    def step(x, y):
+        return criterion(model(x), y)
+
+    function, counter = compiled(step)
+    for _ in range(3):
+        loss = function(x, y)
+        loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert counter.frame_count == 1
+    assert criterion.tap._captured == [None]
+
+
+def test_inductor(backend):
+    """The default compiler, once: forward and backward through generated code."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    criterion = FusedDiscLoss.attach(model, backend=backend)
+    x, y = batch()
+    expected = criterion(model(x), y)
+    expected.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    function = torch.compile(lambda x, y: criterion(model(x), y), fullgraph=True)
+    loss = function(x, y)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+    x, y = batch(9)  # a dynamic batch
+    torch.testing.assert_close(function(x, y), criterion(model(x), y))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("center", [False, True], ids=["raw", "centred"])
+@pytest.mark.parametrize("num_classes", [4, 30])
+def test_opcheck(fused_backend, soft, center, num_classes):
+    ops = torch.ops.discfused
+    x = features(9, 6, torch.float32).requires_grad_()
+    target = soft_labels(9, num_classes).float() if soft else labels(9, num_classes)
+    given = (x, target, torch.rand(num_classes), torch.rand(9), num_classes, -100)
+    given = (*given, "softplus", fused_backend)
+    prior = torch.full((num_classes,), 1 / num_classes)
+
+    args = (*given, prior, center, False, 1e-6)
+    torch.library.opcheck(ops.disc_terms, args)
+    state = ops.disc_terms(*(a.detach() if a is x else a for a in args))[2:]
+    grads = torch.randn(()), torch.randn(())
+    given = (x.detach(), *given[1:])
+    torch.library.opcheck(ops.disc_terms_backward, (*grads, *given, *state))
+
+    args = (x, *given[1:], center)
+    torch.library.opcheck(ops.class_histogram, args)
+    table, *state = ops.class_histogram(x.detach(), *args[1:])
+    upstream = torch.randn_like(table)
+    torch.library.opcheck(ops.class_histogram_backward, (upstream, *given, *state))

@@ -1,0 +1,120 @@
+"""Bad arguments: an error that names the argument, the value and what was expected."""
+
+import math
+
+import pytest
+import torch
+
+from discfused import FusedDiscLoss, class_histogram, disc_terms, fused_disc_loss
+
+N, D, C = 8, 6, 4
+GOOD = {"logits": torch.randn(N, C), "target": torch.arange(N) % C, "features": torch.rand(N, D)}
+SOFT = torch.full((N, C), 0.25)
+
+BAD = [
+    # argument, value, error, what the message must hold
+    ("features", None, ValueError, "attach"),
+    ("features", [], ValueError, "empty list"),
+    ("features", "layer4", TypeError, "str"),
+    ("features", [torch.rand(N, D), None], TypeError, "NoneType"),
+    ("features", torch.rand(N), ValueError, "[8]"),
+    ("features", torch.rand(N, 0), ValueError, "holds no feature"),
+    ("features", torch.ones(N, D, dtype=torch.long), TypeError, "torch.int64"),
+    ("features", torch.rand(N - 1, D), ValueError, "7 rows"),
+    ("target", [0] * N, TypeError, "list"),
+    ("target", torch.zeros(N, 1, dtype=torch.long), ValueError, "squeeze"),
+    ("target", torch.zeros(N, dtype=torch.long, device="meta"), ValueError, "target.to('cpu')"),
+    ("target", torch.zeros(N, dtype=torch.bool), TypeError, "torch.bool"),
+    ("target", torch.zeros(N), ValueError, "class probabilities"),
+    ("target", torch.rand(N, C + 1), ValueError, "[8, 5]"),
+    ("target", -SOFT, ValueError, "target[0, 0]"),
+    ("target", torch.tensor([0, 1, 2, 4] * 2), IndexError, "target[3] is 4"),
+    ("target", torch.tensor([0, 1, 2, 4] * 2), IndexError, "2 labels"),
+    ("target", torch.tensor([0, 1, 2, -1] * 2), IndexError, "[0, 4)"),
+    ("logits", torch.randn(N, C, 2), ValueError, "[8, 4, 2]"),
+    ("logits", torch.randn(N - 1, C), ValueError, "7 rows"),
+    ("logits", torch.ones(N, C, dtype=torch.long), TypeError, "torch.int64"),
+    ("logits", torch.randn(N, C, device="meta"), ValueError, "meta"),
+    ("weight", torch.ones(C + 1), ValueError, "[4]"),
+    ("weight", torch.tensor([1, 1, math.nan, 1]), ValueError, "weight[2] is nan"),
+    ("weight", torch.tensor([1, 1, 1, -1.0]), ValueError, "weight[3] is -1.0"),
+    ("weight", torch.tensor([math.inf, 1, 1, 1]), ValueError, "weight[0] is inf"),
+    ("weight", torch.ones(C, requires_grad=True), ValueError, "detach"),
+    ("weight", [1.0] * C, TypeError, "list"),
+    ("sample_weight", torch.ones(N, 1), ValueError, "[8]"),
+    ("sample_weight", torch.full((N,), math.nan), ValueError, "sample_weight[0]"),
+    ("sample_weight", torch.ones(N, device="meta"), ValueError, "meta"),
+    ("prior", "classes", ValueError, "'uniform'"),
+    ("prior", None, ValueError, "batch"),
+    ("prior", torch.zeros(C), ValueError, "sums to 0"),
+    ("prior", torch.ones(C + 1), ValueError, "[5]"),
+    ("activation", "gelu", ValueError, "'relu'"),
+    ("kl_direction", "backward", ValueError, "'reverse'"),
+    ("reduction", "batchmean", ValueError, "'none'"),
+    ("backend", "cudnn", ValueError, "'reference'"),
+    ("feature_dim", 0, ValueError, "samples"),
+    ("feature_dim", 2, ValueError, "feature_dim is 2"),
+    ("feature_dim", 1.0, TypeError, "int"),
+    ("eps", -1e-6, ValueError, "eps is -1e-06"),
+    ("eps", math.nan, ValueError, "nan"),
+    ("gini_weight", -0.1, ValueError, "-0.1"),
+    ("kl_weight", math.inf, ValueError, "inf"),
+    ("kl_weight", "0.3", TypeError, "'0.3'"),
+    ("label_smoothing", 1.5, ValueError, "between 0 and 1"),
+    ("ignore_index", None, TypeError, "None"),
+    ("process_group", object(), NotImplementedError, "process_group"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"), BAD, ids=[f"{case[0]}-{case[3]}" for case in BAD]
+)
+def test_bad_argument(name, value, error, words):
+    with pytest.raises(error) as caught:
+        fused_disc_loss(**{**GOOD, name: value})
+    assert words in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_ignore_index_of_soft_labels():
+    with pytest.raises(ValueError, match="sample_weight 0"):
+        fused_disc_loss(**{**GOOD, "target": SOFT}, ignore_index=2)
+
+
+@pytest.mark.parametrize("function", [disc_terms, class_histogram])
+def test_the_other_functions_check_too(function):
+    x, y = GOOD["features"], GOOD["target"]
+    with pytest.raises(IndexError, match=r"target\[3\] is 3"):
+        function(x, y, 3)
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        function(x, y, 0)
+    with pytest.raises(TypeError, match="num_classes"):
+        function(x, y, 4.0)
+
+
+def test_without_features_the_door_is_there_too():
+    with pytest.raises(IndexError, match=r"target\[3\] is 3"):
+        fused_disc_loss(GOOD["logits"][:, :3], GOOD["target"], gini_weight=0, kl_weight=0)
+    with pytest.raises(ValueError, match="sample_weight"):
+        fused_disc_loss(
+            torch.randn(2, 3, 4), torch.zeros(2, 4).long(), gini_weight=0, kl_weight=0,
+            sample_weight=torch.ones(2),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"activation": "gelu"}, ValueError),
+        ({"weight": torch.tensor([1.0, math.nan])}, ValueError),
+        ({"prior": "none"}, ValueError),
+        ({"gini_weight": -1}, ValueError),
+        ({"reduction": "avg"}, ValueError),
+        ({"feature_dim": "1"}, TypeError),
+        ({"gini": 1.0}, TypeError),
+    ],
+    ids=str,
+)
+def test_the_criterion_checks_when_it_is_made(options, error):
+    with pytest.raises(error):
+        FusedDiscLoss(**options)

@@ -1,0 +1,67 @@
+"""The structure of the package, kept by tests: imports point downwards, the core needs torch alone."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import discfused
+
+PACKAGE = Path(discfused.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+# From the top to the bottom: a file imports only from rows below its own, or from its own row.
+ROWS = [
+    ["cli.py", "__main__.py"],
+    ["recipes/"],
+    ["__init__.py"],
+    ["modules.py"],
+    ["tap.py", "functional.py"],
+    ["_ops.py"],
+    ["_autograd.py", "_inputs.py"],
+    ["reference.py", "backends/"],
+    ["_version.py"],
+]
+
+
+def row(path: str) -> int:
+    for index, names in enumerate(ROWS):
+        if any(path == name or (name.endswith("/") and path.startswith(name)) for name in names):
+            return index
+    raise AssertionError(f"{path} has no row")
+
+
+def imported(path: str):
+    """(module, whether at the top of the file) for every import."""
+    tree = ast.parse((PACKAGE / path).read_text())
+    for node in ast.walk(tree):
+        top = node in tree.body
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, top
+            yield from ((f"{node.module}.{alias.name}", top) for alias in node.names)
+
+
+def file_of(module: str) -> str | None:
+    base = module.removeprefix("discfused").removeprefix(".").replace(".", "/")
+    for candidate in (f"{base}.py", f"{base}/__init__.py".removeprefix("/")):
+        if candidate in FILES:
+            return candidate
+    return None
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_imports_point_downwards(path):
+    for module, _ in imported(path):
+        if module.startswith("discfused."):
+            other = file_of(module)
+            assert other is None or row(other) >= row(path), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if row(path) > 1])
+def test_the_core_needs_torch_alone(path):
+    allowed = {"discfused", "torch", *sys.stdlib_module_names}
+    for module, top in imported(path):
+        assert not top or module.split(".")[0] in allowed, f"{path} imports {module}"

@@ -1,0 +1,257 @@
+"""fused_disc_loss is F.cross_entropy plus the two terms, for every option of either."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cases import features, labels, soft_labels
+from discfused import disc_terms, fused_disc_loss
+
+N, D, C = 24, 10, 5
+OFF = {"gini_weight": 0.0, "kl_weight": 0.0}
+
+
+def gradients(loss, *inputs):
+    return torch.autograd.grad(loss.sum(), inputs)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weight"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignore_index", [-100, 2, 77])
+@pytest.mark.parametrize("tapped", [False, True], ids=["no features", "features"])
+def test_equals_cross_entropy(
+    backend, soft, weighted, smoothing, reduction, ignore_index, tapped
+):
+    if soft and ignore_index >= 0:
+        pytest.skip("PyTorch has no ignore_index for class probabilities")
+    logits = torch.randn(N, C, requires_grad=True)
+    target = soft_labels(N, C).float() if soft else labels(N, C)
+    if not soft:
+        target[::5] = ignore_index
+    options = {
+        "weight": torch.rand(C) if weighted else None,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": smoothing,
+    }
+    expected = F.cross_entropy(logits, target, **options)
+    x = features(N, D).float() if tapped else None
+    got = fused_disc_loss(logits, target, x, backend=backend, **OFF, **options)
+    assert torch.equal(got, expected)
+    assert torch.equal(*gradients(got, logits), *gradients(expected, logits))
+
+    if not tapped:
+        return
+    # with the terms: CE + 0.5 gini + 0.25 kl, spread as the reduction says
+    x.requires_grad_()
+    got = fused_disc_loss(
+        logits, target, x, gini_weight=0.5, kl_weight=0.25, backend=backend, **options
+    )
+    gini, kl = disc_terms(
+        x, target, C, weight=options["weight"], ignore_index=ignore_index, backend="reference"
+    )
+    penalty = 0.5 * gini + 0.25 * kl
+    if reduction == "sum":
+        penalty = penalty * (N if soft else (target != ignore_index).sum())
+    expected = F.cross_entropy(logits, target, **options) + penalty
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradients(got, logits, x), gradients(expected, logits, x), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("logits", "target"),
+    [((C,), ()), ((N, C), (N,)), ((N, C, 4), (N, 4)), ((N, C, 2, 3), (N, 2, 3))],
+    ids=str,
+)
+def test_any_shape_of_cross_entropy_passes_through(logits, target):
+    logits, target = torch.randn(logits), torch.randint(0, C, target)
+    assert torch.equal(
+        fused_disc_loss(logits, target, **OFF), F.cross_entropy(logits, target)
+    )
+    if logits.dim() > 1:
+        soft = torch.rand(logits.shape)
+        assert torch.equal(fused_disc_loss(logits, soft, **OFF), F.cross_entropy(logits, soft))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_sample_weight_is_repetition(backend, soft, reduction, smoothing):
+    logits, x = torch.randn(N, C).double(), features(N, D)
+    target = soft_labels(N, C) if soft else labels(N, C, "some ignored")
+    k = torch.arange(N) % 3
+    rows = torch.repeat_interleave(torch.arange(N), k)
+    options = {
+        "weight": torch.rand(C),
+        "reduction": reduction,
+        "label_smoothing": smoothing,
+        "backend": backend,
+    }
+    weighted = fused_disc_loss(logits, target, x, sample_weight=k, **options)
+    repeated = fused_disc_loss(logits[rows], target[rows], x[rows], **options)
+    torch.testing.assert_close(weighted, repeated, rtol=1e-12, atol=1e-12)
+
+
+def test_sample_weight_zero_hides_an_infinite_loss(backend):
+    logits, target = torch.randn(N, C), labels(N, C)
+    logits[0, target[0]] = -math.inf
+    weight = torch.ones(N)
+    weight[0] = 0
+    assert fused_disc_loss(logits, target, **OFF).isinf()
+    hidden = fused_disc_loss(logits, target, sample_weight=weight, **OFF)
+    torch.testing.assert_close(hidden, F.cross_entropy(logits[1:], target[1:]))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_mean_of_none_is_mean(backend, soft):
+    logits, x = torch.randn(N, C), features(N, D).float()
+    target = soft_labels(N, C).float() if soft else labels(N, C)
+    none = fused_disc_loss(logits, target, x, reduction="none", backend=backend)
+    assert none.shape == (N,)
+    torch.testing.assert_close(none.mean(), fused_disc_loss(logits, target, x, backend=backend))
+
+
+@pytest.mark.parametrize("scale", [3.0, 1 / 7, 65536.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_upstream_gradient(fused_backend, reduction, scale):
+    """Random, non-uniform upstream gradients reach every row and every feature."""
+    logits, y = torch.randn(N, C).double(), labels(N, C)
+    upstream = scale * torch.randn(N if reduction == "none" else ()).double()
+    results = []
+    for name in (fused_backend, "reference"):
+        inputs = logits.clone().requires_grad_(), features(N, D).requires_grad_()
+        torch.manual_seed(0)
+        inputs[1].data.copy_(features(N, D))
+        loss = fused_disc_loss(inputs[0], y, inputs[1], reduction=reduction, backend=name)
+        results.append(torch.autograd.grad(loss, inputs, upstream))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11 * scale)
+
+
+def test_several_layers_are_averaged(backend):
+    logits, y = torch.randn(N, C), labels(N, C)
+    maps = torch.randn(N, 6, 3, 3, requires_grad=True)
+    flat = torch.randn(N, D, requires_grad=True)
+    loss, terms = fused_disc_loss(logits, y, [maps, flat], return_terms=True, backend=backend)
+    each = [disc_terms(layer, y, C, backend=backend) for layer in (maps, flat)]
+    for index in (0, 1):
+        mean = (each[0][index] + each[1][index]) / 2
+        torch.testing.assert_close(terms[index + 1], mean.detach())
+    loss.backward()
+    assert maps.grad.abs().sum() > 0 and flat.grad.abs().sum() > 0
+
+
+def test_feature_layouts(backend):
+    y = labels(N, C)
+    maps = torch.randn(N, D, 4, 3)
+    expected = disc_terms(maps.mean((2, 3)), y, C, backend=backend)
+    assert disc_terms(maps, y, C, backend=backend) == expected
+    channels_last = maps.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(disc_terms(channels_last, y, C, backend=backend), expected)
+    tokens = maps.flatten(2).transpose(1, 2)  # [N, T, D]
+    torch.testing.assert_close(
+        disc_terms(tokens, y, C, feature_dim=-1, backend=backend), expected
+    )
+    half = maps.half()  # averaged in float32, not rounded in between
+    exact = disc_terms(half.float().mean((2, 3)), y, C, backend=backend)
+    torch.testing.assert_close(disc_terms(half, y, C, backend=backend), exact)
+
+
+@pytest.mark.parametrize("features_dtype", [torch.float16, torch.bfloat16, torch.float32,
+                                            torch.float64], ids=str)  # fmt: skip
+@pytest.mark.parametrize("logits_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_mixed_dtypes(backend, features_dtype, logits_dtype, autocast):
+    logits = torch.randn(N, C).to(logits_dtype).requires_grad_()
+    x, y = features(N, D, features_dtype).requires_grad_(), labels(N, C)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = fused_disc_loss(logits, y, x, backend=backend)
+    double = torch.float64 in (features_dtype, logits_dtype)
+    assert loss.dtype == (torch.float64 if double else torch.float32)
+    expected = fused_disc_loss(logits.double(), y, x.double(), backend="reference")
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    assert logits.grad.dtype == logits_dtype and x.grad.dtype == features_dtype
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_no_input_is_written_to(backend, soft):
+    logits, x = torch.randn(N, C, requires_grad=True), features(N, D).requires_grad_()
+    target = soft_labels(N, C) if soft else labels(N, C, "some ignored")
+    weights = {"weight": torch.rand(C), "sample_weight": torch.rand(N), "prior": torch.rand(C)}
+    inputs = [logits, x, target, *weights.values()]
+    before = [(tensor._version, tensor.detach().clone()) for tensor in inputs]
+    loss = fused_disc_loss(logits, target, x, backend=backend, **weights)
+    loss.backward(retain_graph=True)
+    first = x.grad.clone()
+    x.grad = None
+    loss.backward()  # twice over one graph, the same gradient
+    assert torch.equal(x.grad, first)
+    for tensor, (version, copy) in zip(inputs, before, strict=True):
+        assert tensor._version == version and torch.equal(tensor, copy)
+
+
+def test_the_value_does_not_depend_on_grad_mode(backend):
+    logits, x, y = torch.randn(N, C), features(N, D), labels(N, C)
+    with_grad = fused_disc_loss(logits, y, x.clone().requires_grad_(), backend=backend).detach()
+    without = fused_disc_loss(logits, y, x, backend=backend)
+    with torch.no_grad():
+        no_grad = fused_disc_loss(logits, y, x, backend=backend)
+    with torch.inference_mode():
+        inference = fused_disc_loss(logits, y, x, backend=backend)
+    assert with_grad == without == no_grad == inference
+
+
+def test_double_backward_is_an_error_of_the_fused_backends(fused_backend):
+    x = features(N, D).requires_grad_()
+    for make in (
+        lambda: disc_terms(x, labels(N, C), C, backend=fused_backend).gini,
+        lambda: fused_disc_loss(torch.randn(N, C), labels(N, C), x, backend=fused_backend),
+    ):
+        (gradient,) = torch.autograd.grad(make(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match='backend="reference"'):
+            gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("case", ["all ignored", "no rows"])
+def test_empty_batches_do_what_cross_entropy_does(backend, case):
+    n = N if case == "all ignored" else 0
+    logits, x = torch.randn(n, C, requires_grad=True), torch.rand(n, D, requires_grad=True)
+    y = torch.full((n,), -100)
+    loss = fused_disc_loss(logits, y, x, backend=backend)
+    expected = F.cross_entropy(logits, y)
+    assert loss.isnan() and expected.isnan()
+    loss.backward()
+    assert not x.grad.any()
+    assert torch.equal(logits.grad, torch.autograd.grad(expected, logits)[0])
+
+
+def test_infinite_logits(backend):
+    """Wherever cross-entropy is finite on -inf logits, so is the loss, gradient included."""
+    y = labels(N, C)
+    logits = torch.full((N, C), -math.inf)
+    logits[torch.arange(N), y] = 1.0
+    logits.requires_grad_()
+    loss = fused_disc_loss(logits, y, features(N, D), backend=backend)
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+
+
+def test_return_terms_are_detached_and_unweighted(backend):
+    logits, x, y = torch.randn(N, C, requires_grad=True), features(N, D), labels(N, C)
+    x.requires_grad_()
+    loss, terms = fused_disc_loss(
+        logits, y, x, gini_weight=2.0, kl_weight=0.0, return_terms=True, backend=backend
+    )
+    assert not any(term.requires_grad for term in terms)
+    torch.testing.assert_close(loss, terms.ce + 2 * terms.gini)
+    torch.testing.assert_close(terms[1:], tuple(disc_terms(x.detach(), y, C, backend=backend)))
+    # weights of 0 still report the terms, and add nothing: not even the NaN of a bad feature
+    x = x.detach().index_fill(0, torch.tensor([0]), math.nan)
+    loss, terms = fused_disc_loss(logits, y, x, return_terms=True, backend=backend, **OFF)
+    assert loss == F.cross_entropy(logits, y) and terms.gini.isnan()

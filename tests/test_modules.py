@@ -1,0 +1,82 @@
+"""FusedDiscLoss as a module."""
+
+import copy
+import pickle
+
+import torch
+import torch.nn.functional as F
+
+from discfused import FusedDiscLoss, fused_disc_loss
+
+N, D, C = 12, 7, 4
+LOGITS, FEATURES, TARGET = torch.randn(N, C), torch.rand(N, D), torch.arange(N) % C
+
+
+def test_every_option_reaches_the_function(backend):
+    options = {
+        "gini_weight": 0.7,
+        "kl_weight": 0.2,
+        "weight": torch.rand(C),
+        "ignore_index": 1,
+        "reduction": "sum",
+        "label_smoothing": 0.1,
+        "activation": "softplus",
+        "center": False,
+        "prior": torch.rand(C),
+        "kl_direction": "reverse",
+        "feature_dim": -1,
+        "eps": 1e-3,
+        "backend": backend,
+    }
+    tokens = FEATURES.unsqueeze(1).expand(N, 3, D) * torch.tensor([1.0, 2, 3]).view(3, 1)
+    sample_weight = torch.rand(N)
+    criterion = FusedDiscLoss(**options)
+    got = criterion(LOGITS, TARGET, tokens, sample_weight=sample_weight)
+    expected = fused_disc_loss(LOGITS, TARGET, tokens, sample_weight=sample_weight, **options)
+    assert got == expected
+    for name in options:  # and every one of them matters
+        if name in ("backend", "eps"):
+            continue
+        fewer = {key: value for key, value in options.items() if key != name}
+        try:
+            other = FusedDiscLoss(**fewer)(LOGITS, TARGET, tokens, sample_weight=sample_weight)
+        except ValueError:
+            continue
+        assert other != expected, name
+
+
+def test_terms_are_those_of_the_last_call():
+    criterion = FusedDiscLoss(gini_weight=1.0, kl_weight=2.0)
+    assert criterion.terms is None
+    loss = criterion(LOGITS.clone().requires_grad_(), TARGET, FEATURES.clone().requires_grad_())
+    ce, gini, kl = criterion.terms
+    torch.testing.assert_close(loss.detach(), ce + gini + 2 * kl)
+    torch.testing.assert_close(ce, F.cross_entropy(LOGITS, TARGET))
+    assert not any(term.requires_grad for term in criterion.terms)
+
+
+def test_weights_may_change_between_calls():
+    criterion = FusedDiscLoss()
+    criterion.gini_weight = criterion.kl_weight = 0.0
+    assert criterion(LOGITS, TARGET) == F.cross_entropy(LOGITS, TARGET)
+    assert criterion(LOGITS, TARGET, FEATURES) == F.cross_entropy(LOGITS, TARGET)
+    assert criterion.terms.gini > 0  # still there to be logged
+
+
+def test_no_parameters_no_state():
+    criterion = FusedDiscLoss(weight=torch.rand(C), prior=torch.rand(C))
+    assert not list(criterion.parameters()) and not criterion.state_dict()
+    assert criterion.double().weight.dtype == torch.float64
+    assert criterion.to("meta").prior.device.type == "meta"
+
+
+def test_copies_and_pickles_give_the_same_loss():
+    criterion = FusedDiscLoss(weight=torch.rand(C), prior="uniform", activation="abs")
+    expected = criterion(LOGITS, TARGET, FEATURES)
+    for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert twin(LOGITS, TARGET, FEATURES) == expected
+
+
+def test_repr_shows_the_options():
+    assert "gini_weight=0.5" in repr(FusedDiscLoss(gini_weight=0.5))
+    assert "activation='abs'" in repr(FusedDiscLoss(activation="abs"))

@@ -1,0 +1,145 @@
+"""Every fused backend against the reference in float64: values and gradients."""
+
+import pytest
+import torch
+
+from cases import (
+    DTYPES,
+    GRADIENT,
+    LABELS,
+    LAYOUTS,
+    OPTIONS,
+    SHAPES,
+    VALUE,
+    features,
+    labels,
+    soft_labels,
+)
+from discfused import class_histogram, disc_terms
+
+
+def check_terms(backend, x, target, C, **options):
+    """Both terms and a random combination of their gradients agree with the oracle."""
+    oracle = x.detach().double().requires_grad_()
+    expected = disc_terms(oracle, target, C, backend="reference", **options)
+    x = x.detach().requires_grad_()
+    got = disc_terms(x, target, C, backend=backend, **options)
+
+    upstream = torch.randn(2, dtype=torch.float64)
+    (upstream[0] * expected.gini + upstream[1] * expected.kl).backward()
+    (upstream[0] * got.gini + upstream[1] * got.kl).backward()
+
+    value, gradient = VALUE[x.dtype], GRADIENT[x.dtype]
+    for term in ("gini", "kl"):
+        torch.testing.assert_close(
+            getattr(got, term).double(), getattr(expected, term),
+            rtol=value.rtol, atol=value.atol, msg=lambda m, term=term: f"{term}: {m}",
+        )  # fmt: skip
+    assert x.grad.dtype == x.dtype and x.grad.shape == x.shape
+    scale = max(oracle.grad.abs().max().item(), 1.0) if x.numel() else 1.0
+    torch.testing.assert_close(
+        x.grad.double(), oracle.grad, rtol=gradient.rtol, atol=gradient.atol * scale
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(fused_backend, shape, dtype):
+    N, D, C = shape
+    check_terms(fused_backend, features(N, D, dtype), labels(N, C), C)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", [(37, 19, 10), (9, 20, 30)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_options(fused_backend, shape, dtype, case):
+    N, D, C = shape
+    options = case.make(N, C)
+    check_terms(fused_backend, features(N, D, dtype), labels(N, C, "some ignored"), C, **options)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", ["mixup", "dense", "one-hot"])
+def test_soft_labels(fused_backend, kind, case):
+    N, D, C = 21, 18, 6
+    check_terms(fused_backend, features(N, D), soft_labels(N, C, kind), C, **case.make(N, C))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("C", [4, 100])
+def test_labels(fused_backend, kind, C):
+    check_terms(fused_backend, features(30, 9), labels(30, C, kind), C)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts(fused_backend, layout, dtype):
+    x = LAYOUTS[layout](features(40, 21, dtype))
+    check_terms(fused_backend, x, labels(40, 5), 5)
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixup"])
+def test_strided_labels(fused_backend, kind):
+    hard = torch.stack([labels(20, 5)] * 3, 1)[:, 1]
+    check_terms(fused_backend, features(20, 8), hard, 5)
+    check_terms(fused_backend, features(20, 8), hard[:1].expand(20), 5)
+    check_terms(fused_backend, features(20, 8), soft_labels(20, 5, kind).t().contiguous().t(), 5)
+    weights = torch.rand(40)[::2]
+    check_terms(fused_backend, features(20, 8), hard, 5, sample_weight=weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8], ids=str)
+def test_integer_labels_of_any_dtype(backend, dtype):
+    x, y = features(20, 8), labels(20, 5)
+    assert disc_terms(x, y.to(dtype), 5, backend=backend) == disc_terms(x, y, 5, backend=backend)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("center", [False, True], ids=["raw", "centred"])
+def test_class_histogram(fused_backend, shape, soft, center):
+    N, D, C = shape
+    target = soft_labels(N, C) if soft else labels(N, C, "some ignored")
+    options = {"sample_weight": torch.rand(N), "activation": "softplus", "center": center}
+    x, oracle = (features(N, D).requires_grad_() for _ in range(2))
+    oracle.data.copy_(x.data)
+    expected = class_histogram(oracle, target, C, backend="reference", **options)
+    got = class_histogram(x, target, C, backend=fused_backend, **options)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+    upstream = torch.randn(C, D, dtype=torch.float64)
+    expected.backward(upstream)
+    got.backward(upstream)
+    torch.testing.assert_close(x.grad, oracle.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_class_histogram_of_a_transposed_upstream_gradient(fused_backend):
+    """autograd hands over any strides: here transposed, and expanded from a scalar by sum()."""
+    x, y = features(12, 5).requires_grad_(), labels(12, 4)
+    oracle = x.detach().clone().requires_grad_()
+    upstream = torch.randn(5, 4, dtype=torch.float64)
+    for each, name in ((x, fused_backend), (oracle, "reference")):
+        H = class_histogram(each, y, 4, backend=name)
+        ((H.t() * upstream).sum() + H.sum()).backward()
+    torch.testing.assert_close(x.grad, oracle.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_upstream_gradient_survives_half_precision(fused_backend):
+    """A gradient below the smallest float16, times a loss scale of 65536, is not lost."""
+    x32 = features(64, 16, torch.float32)
+    x, oracle = x32.half().requires_grad_(), x32.half().double().requires_grad_()
+    y = labels(64, 4)
+    for each, name in ((x, fused_backend), (oracle, "reference")):
+        (disc_terms(each, y, 4, backend=name).gini * 1e-6 * 65536).backward()
+    assert oracle.grad.abs().max() / 65536 < 6e-8
+    torch.testing.assert_close(x.grad.double(), oracle.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_deep_offsets(fused_backend):
+    """The features lie behind an offset of more than 2^31 elements (never touched, so never paid)."""
+    storage = torch.empty(2**31 + 4096, dtype=torch.bfloat16)
+    x = storage[-1024:].view(64, 16)
+    x.copy_(features(64, 16))
+    check_terms(fused_backend, x, labels(64, 4), 4)
+    far = storage.as_strided((2, 16), (2**31, 1))
+    far.copy_(features(2, 16))
+    check_terms(fused_backend, far, torch.tensor([0, 1]), 2)

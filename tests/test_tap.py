@@ -1,0 +1,298 @@
+"""FeatureTap and the attached criterion: what is captured, when it is gone, and what never happens."""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from discfused import FeatureTap, FusedDiscLoss, disc_terms, fused_disc_loss
+from models import CLASSES, Net, Recurrent, batch
+
+MISSING = "no features were captured"
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(1 for thing in gc.get_objects() if torch.is_tensor(thing))
+
+
+def test_attached_equals_explicit():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    criterion(model(x), y).backward()
+    attached = [p.grad.clone() for p in model.parameters()]
+    criterion.tap.remove()
+    model.zero_grad()
+    features = model.blocks(model.stem(x)).mean((2, 3))
+    fused_disc_loss(model.fc(features), y, features).backward()
+    torch.testing.assert_close(attached, [p.grad for p in model.parameters()])
+
+
+def test_named_layers_and_captures():
+    model, (x, _) = Net(), batch()
+    stem = model.stem(x)
+    for layers, capture, expected in [
+        ("stem", "output", stem),
+        (model.stem, "output", stem),
+        ("stem", "input", x),
+        ("blocks.0", "input", stem),
+        (["stem", model.blocks], "output", [stem, model.blocks(stem)]),
+        (["stem"], "output", [stem]),
+    ]:
+        with FeatureTap(model, layers, capture=capture) as tap:
+            model(x)
+            torch.testing.assert_close(tap.take(), expected)
+
+
+def test_a_layer_that_runs_several_times_gives_its_last_run():
+    model, x = Recurrent(), torch.randn(4, 6)
+    with FeatureTap(model, "cell") as tap:
+        model(x)
+        captured = tap.take()
+    for _ in range(2):
+        x = torch.tanh(model.cell(x))
+    torch.testing.assert_close(captured, model.cell(x))
+
+
+def test_tuple_outputs_and_keyword_inputs():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4)
+            self.head = nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            return self.head(input=self.lstm(x)[0].mean(0))
+
+    model, x = Wrapper(), torch.randn(5, 2, 3)
+    with FeatureTap(model, "lstm") as tap, FeatureTap(model) as default:
+        model(x)
+        torch.testing.assert_close(tap.take(), model.lstm(x)[0])
+        assert default.take().shape == (2, 4)
+
+
+def test_a_layer_without_tensors_says_so():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return {"x": x}
+
+    model = nn.Sequential(Odd())
+    with FeatureTap(model, "0"), pytest.raises(TypeError, match="gave a dict"):
+        model(torch.ones(1))
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", ["plain", "compiled", "ddp", "compiled ddp", "compiled part"])
+def test_names_resolve_through_wrappers(wrap, process_group):
+    model = Net()
+    wrapped = model
+    if "ddp" in wrap:
+        wrapped = nn.parallel.DistributedDataParallel(wrapped)
+    if "compiled" in wrap:
+        wrapped = torch.compile(wrapped, backend="eager")
+    if "part" in wrap:
+        model.blocks = torch.compile(model.blocks, backend="eager")
+    names = ["blocks.0", "module.blocks.0", "_orig_mod.module.blocks.0", "_orig_mod.blocks.0"]
+    for name in [*names, "module", "module.module", "blocks._orig_mod.0"]:
+        FeatureTap(wrapped, name).remove()
+    (x, _), expected = batch(), dict(model.named_modules())
+    with FeatureTap(wrapped, "_orig_mod.blocks") as tap:
+        wrapped(x)
+        assert tap.take().shape[1] == 12
+    assert dict(model.named_modules()) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda m: FeatureTap(m, "blocks.O"), ValueError, "'blocks.0'"),
+        (lambda m: FeatureTap(m, ["stem", "fcc"]), ValueError, "'fc'"),
+        (lambda m: FeatureTap(m, nn.ReLU()), ValueError, "ReLU"),
+        (lambda m: FeatureTap(m, []), ValueError, "empty"),
+        (lambda m: FeatureTap(m, [3]), TypeError, "int"),
+        (lambda m: FeatureTap(m, capture="both"), ValueError, "'input'"),
+        (lambda m: FeatureTap(lambda x: x), TypeError, "function"),
+        (lambda m: FeatureTap(m.stem), ValueError, "no nn.Linear"),
+        (lambda m: FeatureTap(nn.DataParallel(m)), TypeError, "DistributedDataParallel"),
+    ],
+)
+def test_bad_arguments(make, error, words):
+    model = Net()
+    with pytest.raises(error) as caught:
+        make(model)
+    assert words in str(caught.value)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_missing_stale_and_removed_captures_raise():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    with pytest.raises(RuntimeError, match=MISSING):
+        criterion(torch.randn(6, CLASSES), y)
+    logits = model(x)
+    criterion(logits, y)
+    with pytest.raises(RuntimeError, match=MISSING):  # the same batch again
+        criterion(logits, y)
+    model.fc(torch.randn(6, 12))  # a layer run on its own is no forward of the model
+    with pytest.raises(RuntimeError, match=MISSING):
+        criterion(logits, y)
+    model(x[:4])
+    with pytest.raises(ValueError, match="4 rows"):  # another batch
+        criterion(logits, y)
+    criterion.tap.remove()
+    model(x)
+    with pytest.raises(RuntimeError, match="was removed"):
+        criterion(logits, y)
+
+
+def test_a_layer_left_out_of_a_forward_is_missing_not_stale():
+    class Branch(Net):
+        skip = False
+
+        def forward(self, x):
+            return torch.zeros(len(x), CLASSES) if self.skip else super().forward(x)
+
+    model, (x, y) = Branch(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    model(x)
+    model.skip = True
+    logits = model(x)
+    with pytest.raises(RuntimeError, match=MISSING):
+        criterion(logits, y)
+
+
+def test_explicit_features_win_over_the_tap():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    logits, features = model(x), torch.rand(6, 4)
+    criterion(logits, y, features)
+    torch.testing.assert_close(criterion.terms.gini, disc_terms(features, y, CLASSES).gini)
+
+
+def test_two_criteria_on_one_model_do_not_know_of_each_other():
+    model, (x, y) = Net(), batch()
+    first, second = FusedDiscLoss.attach(model), FusedDiscLoss.attach(model, ["stem", "blocks"])
+    logits = model(x)
+    first(logits, y)
+    second(logits, y)
+    assert first.terms.gini != second.terms.gini
+    first.tap.remove()
+    logits = model(x)
+    second(logits, y)
+
+
+def test_eval_and_no_grad():
+    model, (x, y) = Net().eval(), batch()
+    criterion = FusedDiscLoss.attach(model).eval()
+    with_grad = criterion(model(x), y)
+    with torch.no_grad():
+        without = criterion(model(x), y)
+    with torch.inference_mode():
+        inference = criterion(model(x), y)
+    assert with_grad == without == inference and not without.requires_grad
+
+
+def test_the_model_is_unchanged_and_remove_restores_it():
+    model, (x, y) = Net(), batch()
+    keys = list(model.state_dict())
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    criterion = FusedDiscLoss.attach(model)
+    criterion(model(x), y)
+    assert list(model.state_dict()) == keys
+    assert not list(criterion.parameters()) and not criterion.state_dict()
+    criterion.tap.remove()
+    criterion.tap.remove()  # twice is fine
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
+
+
+def test_a_captured_tensor_is_released_when_it_is_used_and_by_the_next_forward():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model, "stem")
+    loss = criterion(model(x), y)
+    assert criterion.tap._captured == [None]
+    del loss
+    model(x)  # nobody takes this one
+    held = weakref.ref(criterion.tap._captured[0])
+    model(x)
+    assert held() is None
+    criterion.tap.remove()
+    assert criterion.tap._captured == [None]
+
+
+def test_200_steps_leak_nothing():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model, ["stem", "blocks"])
+    counts = []
+    for step in range(200):
+        try:
+            loss = criterion(model(x), y[: 5 if step % 7 == 3 else 6])  # some raise in between
+            loss.backward()
+            del loss
+        except ValueError:
+            pass
+        if step in (11, 198):
+            counts.append(tensors_alive())
+    assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing(use_reentrant):
+    model, (x, y) = Net(use_reentrant), batch()
+    plain = copy.deepcopy(model)
+    plain.use_reentrant = None
+    x.requires_grad_()
+    expected = FusedDiscLoss.attach(plain, "blocks")(plain(x), y)
+    expected.backward()
+    criterion = FusedDiscLoss.attach(model, "blocks")
+    logits = model(x)
+    if use_reentrant:  # layers inside run under no_grad
+        criterion = FusedDiscLoss.attach(model, "blocks.0")
+        logits = model(x)
+        with pytest.warns(UserWarning, match="carry no gradient"):
+            criterion(logits, y)
+        return
+    loss = criterion(logits, y)
+    loss.backward()
+    assert loss == expected
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    # backward ran the block again; that is no capture
+    with pytest.raises(RuntimeError, match=MISSING):
+        criterion(logits.detach(), y)
+
+
+def test_copies_are_not_tapped():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    for twin in (copy.deepcopy(model), AveragedModel(model), _saved_and_loaded(model)):
+        twin(x)
+        with pytest.raises(RuntimeError, match=MISSING):
+            criterion(torch.randn(6, CLASSES), y)
+    logits = model(x)
+    for make in (copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))):
+        twin = make(criterion)
+        with pytest.raises(RuntimeError, match="is a copy"):
+            twin(logits, y)
+    criterion(logits, y)  # the original goes on
+    twin = copy.deepcopy(criterion)
+    assert twin.terms == criterion.terms
+
+
+def _saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
