@@ -10,14 +10,17 @@ from typing import NamedTuple
 
 from discfused.backends.contract import Backend
 from discfused.backends.native import CpuBackend
+from discfused.backends.triton_backend import TritonBackend
 
 ENVIRONMENT_VARIABLE = "DISCFUSED_BACKEND"
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CpuBackend(),)}
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (CpuBackend(), TritonBackend())
+}
 NAMES = ("reference", *_BACKENDS)
 
 # What backend=None tries on each type of device, fastest first; then the reference.
-_PREFERRED = {"cpu": ("cpu",)}
+_PREFERRED = {"cpu": ("cpu",), "cuda": ("triton",)}
 
 
 class Status(NamedTuple):

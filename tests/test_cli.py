@@ -1,0 +1,69 @@
+"""`discfused doctor` and `discfused demo`, as a person would run them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import discfused
+from discfused import backends, cli
+from discfused.backends import _library
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "discfused", *arguments], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def test_doctor_tells_what_is_there(tmp_path):
+    result = run("doctor", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for fact in (discfused.__version__, torch.__version__, *map(str, backends.status())):
+        assert fact in result.stdout
+    assert f"{backends.preferred('cpu')[0]} on cpu tensors" in result.stdout
+
+
+def test_doctor_tells_what_was_left_out_and_why(monkeypatch, capsys):
+    record = {
+        "built": [],
+        "left_out": {"cpu": {"reason": "no compiler was found", "fix": "install one"}},
+    }
+    monkeypatch.setattr(_library, "build_record", lambda: record)
+    monkeypatch.setattr(_library, "_load_once", lambda: _library.LibraryUnavailable("gone", "mend"))
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "cpu: left out, no compiler was found: install one" in printed
+    assert "reference on cpu tensors, because cpu: gone: mend" in printed
+
+
+def test_demo(tmp_path):
+    pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
+    pytest.importorskip("matplotlib", reason="the demo draws with matplotlib")
+    result = run("demo", "--seeds", "2", "--out", "here", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "paired over 2 seeds" in result.stdout
+    assert (tmp_path / "here/features.png").stat().st_size > 10_000
+    runs = json.loads((tmp_path / "here/runs.json").read_text())
+    by_loss = {loss: [r for r in runs if r["loss"] == loss] for loss in ("ce", "ce+gini+kl")}
+    for plain, fused in zip(*by_loss.values(), strict=True):
+        assert plain["accuracy"] > 85 and fused["accuracy"] > 85
+        assert fused["gini"] < plain["gini"] - 0.05  # the features do speak for fewer classes
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"features.png", "runs.json"}
+
+
+def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "discfused.recipes.demo", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert cli.main(["demo"]) == 1
+    assert "pip install 'discfused[demo]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--seeds", "0"]])
+def test_bad_commands_end_with_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: discfused" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""What the CPU backend costs beside time: bits, threads and memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cases import DTYPES, features, labels, soft_labels
+from discfused import disc_terms, fused_disc_loss
+
+
+def loss_and_gradient(x, target, C, backend):
+    x = x.detach().requires_grad_()
+    gini, kl = disc_terms(x, target, C, backend=backend)
+    (gini + 2 * kl).backward()
+    return torch.stack([gini, kl]).detach(), x.grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_the_same_bits_on_every_run_and_for_every_thread_count(fused_backend, dtype, soft):
+    N, D, C = 300, 333, 50
+    x, y = features(N, D, dtype), soft_labels(N, C) if soft else labels(N, C)
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = []
+        for count in (threads, 1, 2, 3, 8, *[threads] * 15):
+            torch.set_num_threads(count)
+            results.append(loss_and_gradient(x, y, C, fused_backend))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
+    for result in results:
+        for got, first in zip(result, results[0], strict=True):
+            assert torch.equal(got, first)
+
+
+def peak_bytes(function) -> int:
+    """The most that PyTorch's allocator held at once beyond what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = sorted(
+        (event for event in profiler.profiler.kineto_results.events()
+         if event.name() == "[memory]"), key=lambda event: event.start_ns(),
+    )  # fmt: skip
+    held = peak = 0
+    for event in events:
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize(("N", "D", "C"), [(2048, 512, 100), (512, 1024, 21841)])
+def test_memory_is_the_table_the_gradient_and_little_more(fused_backend, N, D, C):
+    x, y = features(N, D, torch.float32), labels(N, C)
+    loss_and_gradient(x, y, C, fused_backend)
+    table, gradient = 4 * min(N, C) * D, 4 * N * D
+    peak = peak_bytes(lambda: loss_and_gradient(x, y, C, fused_backend))
+    assert gradient < peak  # the measure does see what it must
+    assert peak < table + gradient + 64 * (N + C) + 32 * D + 4096
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_the_process_grows_by_no_more_than_that(fused_backend, tmp_path):
+    """Scratch memory is not PyTorch's: look at what the whole process held at most."""
+    code = f"""
+import torch
+from discfused import disc_terms
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line)
+
+disc_terms(torch.rand(64, 8, requires_grad=True), torch.arange(64) % 3, 3)[0].backward()
+N, D, C = 16384, 2048, 100
+before = peak()
+x = torch.ones(N, D).requires_grad_()
+y = torch.arange(N) % C
+given = peak() - before
+gini, kl = disc_terms(x, y, C, backend={fused_backend!r})
+(gini + kl).backward()
+print(given, peak() - before)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    given, used = (int(number) / 1024 for number in result.stdout.split())  # MB
+    assert given >= 127
+    # the gradient is as large as x; table and scratch are some MB a thread
+    assert used < 2 * given + 0.8 + 8 * torch.get_num_threads() + 8
+
+
+def test_one_criterion_in_several_python_threads(fused_backend):
+    """Kernels run without the lock of the interpreter; nothing is shared between calls."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(200, 64, generator=generator).requires_grad_()
+        logits = torch.randn(200, 10, generator=generator)
+        loss = fused_disc_loss(logits, torch.arange(200) % 10, x, backend=fused_backend)
+        loss.backward()
+        return loss.detach(), x.grad
+
+    expected = [work(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, want in zip(pool.map(work, range(8)), expected, strict=True):
+            assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
