@@ -1,6 +1,7 @@
 """Discriminability-enforcing losses: every feature of a network speaks for one class."""
 
 from discfused._version import __version__
+from discfused.backends.triton_warmup import warmup
 from discfused.functional import DiscTerms, class_histogram, disc_terms, fused_disc_loss
 from discfused.modules import FusedDiscLoss
 from discfused.tap import FeatureTap
@@ -13,4 +14,5 @@ __all__ = [
     "class_histogram",
     "disc_terms",
     "fused_disc_loss",
+    "warmup",
 ]

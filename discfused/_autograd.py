@@ -19,12 +19,14 @@ from discfused.backends.contract import (
     Settings,
     Terms,
     accumulation_dtype,
+    dead_threshold,
+    is_soft,
 )
 from discfused.reference import PROBABILITY_FLOOR, membership, ratio
 
 
 def _members(backend: Backend, labels: Labels, slots: int, dtype: torch.dtype) -> Members:
-    if not labels.soft:
+    if not is_soft(labels):
         weight, sample_weight = (
             None if w is None else w.to(dtype) for w in (labels.weight, labels.sample_weight)
         )
@@ -76,13 +78,19 @@ def terms_forward(
     kl_weight: float,
 ) -> tuple[Terms, Histogram, Members]:
     slots = labels.num_classes
-    if not labels.soft:
+    if not is_soft(labels):
         slots = min(slots, labels.target.shape[0])
     members = _members(backend, labels, slots, accumulation_dtype(features.dtype))
     histogram = backend.histogram(features, members, settings.activation, settings.center)
     slot_prior, absent = _slot_prior(prior, members, settings.reverse)
     terms = backend.terms(
-        histogram, slot_prior, absent, settings.reverse, settings.threshold, gini_weight, kl_weight
+        histogram,
+        slot_prior,
+        absent,
+        settings.reverse,
+        dead_threshold(settings),
+        gini_weight,
+        kl_weight,
     )
     return terms, histogram, members
 
@@ -90,9 +98,7 @@ def terms_forward(
 def histogram_forward(
     backend: Backend, features: Tensor, labels: Labels, activation: str, center: bool
 ) -> tuple[Histogram, Members]:
-    members = _members(
-        backend, labels, labels.num_classes, accumulation_dtype(features.dtype)
-    )
+    members = _members(backend, labels, labels.num_classes, accumulation_dtype(features.dtype))
     return backend.histogram(features, members, activation, center), members
 
 
@@ -107,7 +113,9 @@ def gradient(
     pull: Pull | None,
 ) -> Tensor:
     slot, row_weight, total = rows
-    if labels.soft:  # m is rebuilt rather than kept: it can be larger than all the rest together
+    if is_soft(
+        labels
+    ):  # m is rebuilt rather than kept: it can be larger than all the rest together
         members = _members(backend, labels, labels.num_classes, row_weight.dtype)
     else:
         members = Members(slot, row_weight, total, slot_class=None, share=None)
@@ -133,7 +141,7 @@ class _Once(torch.autograd.Function):
 def _save(ctx: Any, features: Tensor, labels: Labels, members: Members, *state) -> None:
     if not ctx.needs_input_grad[0]:
         return
-    if not labels.soft:  # hard labels live on in the slots
+    if not is_soft(labels):  # hard labels live on in the slots
         labels = labels._replace(target=members.slot, weight=None, sample_weight=None)
     ctx.numbers = labels.num_classes, labels.ignore_index
     rows = members.slot, members.row_weight, members.total

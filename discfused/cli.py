@@ -52,8 +52,8 @@ def doctor(options: argparse.Namespace) -> int:
     """One fact a line, so that a bug report can quote it whole."""
     print(f"discfused {discfused.__version__}, {Path(discfused.__file__).parent}")
     print(f"python {platform.python_version()}, {platform.platform()}")
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, ROCm {torch.version.hip}, "
-          f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")  # fmt: skip
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, ROCm {torch.version.hip}")
+    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print(f"triton {_version('triton') or 'is not installed'}")
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from discfused import _autograd, _inputs, _ops, backends, reference  # noqa: F401 (_ops registers)
-from discfused.backends.contract import Labels, Settings, accumulation_dtype
+from discfused.backends.contract import Labels, Settings, accumulation_dtype, is_soft
 
 # Until the recipes find better; the one place where they stand.
 GINI_WEIGHT = 0.3
@@ -106,24 +106,17 @@ def fused_disc_loss(
         return (ce, LossTerms(ce.detach(), absent, absent)) if return_terms else ce
 
     num_classes = _inputs.logits(logits)
-    terms, labels = _layers(
-        features,
-        target,
-        num_classes,
-        weight,
-        sample_weight,
-        prior,
-        _inputs.Options(
-            ignore_index, activation, center, kl_direction, feature_dim, eps, backend,
-            process_group,
-        ),  # fmt: skip
-        (gini_weight, kl_weight),
-        penalised,
+    options = _inputs.Options(
+        ignore_index, activation, center, kl_direction, feature_dim, eps, backend, process_group
     )
-    penalty, gini, kl = terms
+    weights = gini_weight, kl_weight
+    (penalty, gini, kl), labels = _layers(
+        features, target, num_classes, weight, sample_weight, prior, options, weights, penalised
+    )
     _inputs.same_device("logits", logits, labels.target.device)
     _inputs.same_length("logits", logits, labels.target)
-    target = target if labels.soft else labels.target  # its gradient, if soft, is cross-entropy's
+    if not is_soft(labels):  # soft ones keep the gradient that cross-entropy gives them
+        target = labels.target
     ce = _cross_entropy(
         logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
     )
@@ -158,8 +151,9 @@ def disc_terms(
 
     where P_cj = H_cj / sum_k H_kj is the probability of class c given that feature j fires, H the
     histogram of `class_histogram`, and j runs over the live features: those whose total mass
-    sum_c H_cj exceeds eps * sum_i n_i |x_ij| (eps^2 * sum_i n_i x_ij^2 for "square"). Both are differentiable in the features, and 0 with
-    zero gradient when no feature is live. Use them beside another base loss (focal, ArcFace ...).
+    sum_c H_cj exceeds eps * sum_i n_i |x_ij| (eps^2 * sum_i n_i x_ij^2 for "square"). Both are
+    differentiable in the features, and 0 with zero gradient when no feature is live. Use them
+    beside another base loss (focal, ArcFace ...).
 
     Args:
         features: [N, D] or [N, D, ...] (averaged over the rest), any float dtype, any strides; or
@@ -258,9 +252,7 @@ def _layers(
     results = []
     for layer in layers:
         x = _inputs.features(layer if differentiable else layer.detach(), options.feature_dim)
-        labels = _inputs.labels(
-            target, x, num_classes, weight, sample_weight, options.ignore_index
-        )
+        labels = _inputs.labels(target, x, num_classes, weight, sample_weight, options.ignore_index)
         pi = _inputs.prior(prior, num_classes, accumulation_dtype(x.dtype), x.device)
         results.append(_terms(x, labels, pi, options, weights))
     if len(results) == 1:
@@ -296,9 +288,7 @@ def _terms(
 def _count(labels: Labels) -> Tensor:
     """The number of rows that are not ignored, each counted sample_weight times."""
     target, sample_weight = labels.target, labels.sample_weight
-    ones = torch.ones(target.shape[0], device=target.device) if labels.soft else (
-        target != labels.ignore_index
-    )  # fmt: skip
+    ones = torch.ones_like(target[:, 0]) if is_soft(labels) else target != labels.ignore_index
     return ones.sum() if sample_weight is None else (ones * sample_weight).sum()
 
 

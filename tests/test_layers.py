@@ -1,4 +1,4 @@
-"""The structure of the package, kept by tests: imports point downwards, the core needs torch alone."""
+"""The structure of the package: imports point downwards, the core needs torch alone."""
 
 import ast
 import sys

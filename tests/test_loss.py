@@ -23,9 +23,7 @@ def gradients(loss, *inputs):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("ignore_index", [-100, 2, 77])
 @pytest.mark.parametrize("tapped", [False, True], ids=["no features", "features"])
-def test_equals_cross_entropy(
-    backend, soft, weighted, smoothing, reduction, ignore_index, tapped
-):
+def test_equals_cross_entropy(backend, soft, weighted, smoothing, reduction, ignore_index, tapped):
     if soft and ignore_index >= 0:
         pytest.skip("PyTorch has no ignore_index for class probabilities")
     logits = torch.randn(N, C, requires_grad=True)
@@ -71,9 +69,7 @@ def test_equals_cross_entropy(
 )
 def test_any_shape_of_cross_entropy_passes_through(logits, target):
     logits, target = torch.randn(logits), torch.randint(0, C, target)
-    assert torch.equal(
-        fused_disc_loss(logits, target, **OFF), F.cross_entropy(logits, target)
-    )
+    assert torch.equal(fused_disc_loss(logits, target, **OFF), F.cross_entropy(logits, target))
     if logits.dim() > 1:
         soft = torch.rand(logits.shape)
         assert torch.equal(fused_disc_loss(logits, soft, **OFF), F.cross_entropy(logits, soft))
@@ -154,9 +150,7 @@ def test_feature_layouts(backend):
     channels_last = maps.to(memory_format=torch.channels_last)
     torch.testing.assert_close(disc_terms(channels_last, y, C, backend=backend), expected)
     tokens = maps.flatten(2).transpose(1, 2)  # [N, T, D]
-    torch.testing.assert_close(
-        disc_terms(tokens, y, C, feature_dim=-1, backend=backend), expected
-    )
+    torch.testing.assert_close(disc_terms(tokens, y, C, feature_dim=-1, backend=backend), expected)
     half = maps.half()  # averaged in float32, not rounded in between
     exact = disc_terms(half.float().mean((2, 3)), y, C, backend=backend)
     torch.testing.assert_close(disc_terms(half, y, C, backend=backend), exact)

@@ -135,7 +135,7 @@ def test_upstream_gradient_survives_half_precision(fused_backend):
 
 
 def test_deep_offsets(fused_backend):
-    """The features lie behind an offset of more than 2^31 elements (never touched, so never paid)."""
+    """Features behind an offset of more than 2^31 elements (never touched, so never paid)."""
     storage = torch.empty(2**31 + 4096, dtype=torch.bfloat16)
     x = storage[-1024:].view(64, 16)
     x.copy_(features(64, 16))

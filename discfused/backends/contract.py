@@ -7,8 +7,9 @@
 
 Everything per feature goes through the table, so sums over parts of a batch (the ranks of a process
 group, say) can be added between the stages. Symbols as everywhere: N samples, D features,
-C classes, S slots. A slot is a class (S = C) or, for hard labels with C > N, one of the classes
-present in the batch (S = N; slots left over stay empty), so that memory and time do not depend on C.
+C classes, S slots. A slot is a class (S = C) or, for hard labels with C > N, a class that is
+present in the batch (S = N; slots left over stay empty), so that memory and time do not depend on
+C.
 
 `acc` is the accumulation dtype: float64 for float64 features, else float32. Every sum has a fixed
 order: the same bits on every run and for every number of threads.
@@ -35,10 +36,6 @@ class Labels(NamedTuple):
     num_classes: int
     ignore_index: int
 
-    @property
-    def soft(self) -> bool:
-        return self.target.is_floating_point()
-
 
 class Settings(NamedTuple):
     """What the terms depend on beside tensors."""
@@ -48,18 +45,23 @@ class Settings(NamedTuple):
     reverse: bool  # KL(q || pi) instead of KL(pi || q)
     eps: float
 
-    @property
-    def threshold(self) -> float:
-        """A feature is dead if its mass is at most this share of its magnitude.
 
-        Squares compare with squares, so that eps means the same for every activation and the scale
-        of a feature does not matter.
-        """
-        return self.eps**2 if self.activation == "square" else self.eps
+# Functions, not properties of the tuples: torch.compile of PyTorch 2.6 cannot trace those.
+def is_soft(labels: Labels) -> bool:
+    return labels.target.is_floating_point()
+
+
+def dead_threshold(settings: Settings) -> float:
+    """A feature is dead if its mass is at most this share of its magnitude.
+
+    Squares compare with squares, so that eps means the same for every activation and the scale of a
+    feature does not matter.
+    """
+    return settings.eps**2 if settings.activation == "square" else settings.eps
 
 
 class Members(NamedTuple):
-    """Who belongs where. Hard labels fill `slot`; soft labels fill `soft` and leave `slot` empty."""
+    """Who belongs where. Hard labels fill `slot`; soft ones fill `soft` and leave `slot` empty."""
 
     slot: Tensor  # [N] int32: the row's slot, -1 for a row that does not count; [0] for soft labels
     row_weight: Tensor  # [N] acc: n_i = sum_c m_ic
@@ -72,8 +74,8 @@ class Members(NamedTuple):
 class Histogram(NamedTuple):
     mean: Tensor | None  # [D] acc: mu; None when features are not centred
     table: Tensor  # [S, D] acc: H, the sum of activations of every slot
-    # [D] acc: sum_i n_i |x_ij|, or sum_i n_i x_ij^2 for the square activation: what a feature's mass
-    # is compared with to tell whether it is dead, of the same power of x as the mass itself
+    # [D] acc: sum_i n_i |x_ij|, or sum_i n_i x_ij^2 for the square activation: of the same power of x
+    # as the mass of a feature, which is compared with it to tell whether the feature is dead
     magnitude: Tensor
 
 
