@@ -1,0 +1,150 @@
+"""How discfused._C is compiled. What is compiled, and why not the rest: csrc/build_plan.py.
+
+Everything that can be said without compiling is in pyproject.toml.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+import setuptools
+from setuptools import Command, setup
+from setuptools.command.build import build
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+import build_backend
+import build_plan
+
+LIBRARY = "discfused._C"
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # only possible with --no-build-isolation
+    raise SystemExit(
+        f"setuptools is {setuptools.__version__}, expected >= 77: pip install -U setuptools"
+    )
+
+
+def make_extension(plan: build_plan.Plan):
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    cuda = "cuda" in plan.parts
+    sources = [Path("csrc/bindings.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
+    compile_openmp, link_openmp = openmp(plan)
+    # -g0: Python's own flags ask for debugging symbols, which double the time and the size.
+    flags = {"cxx": ["-O3", "-g0", "-fvisibility=hidden", *compile_openmp]}
+    if cuda:
+        sources += sorted(Path("csrc/cuda").glob("*.cu"))
+        flags["cxx"].append("-DDISCFUSED_CUDA")
+        flags["nvcc"] = ["-O3", *plan.nvcc.architecture_flags()]
+    return (CUDAExtension if cuda else CppExtension)(
+        LIBRARY,
+        [str(source) for source in sources],
+        depends=[str(header) for header in sorted(Path("csrc").rglob("*.h"))],
+        include_dirs=[str(build_plan.CSRC)],
+        extra_compile_args=flags,
+        extra_link_args=link_openmp,
+    )
+
+
+def openmp(plan: build_plan.Plan) -> tuple[list[str], list[str]]:
+    """Flags to compile and to link; at::parallel_for is a template, threaded only if *we* ask.
+
+    We link torch's own runtime by its file, because its name can carry a hash: a second one beside
+    it would have threads of its own, which torch.set_num_threads does not govern.
+    """
+    if "threads" in plan.left_out:
+        return [], []
+    package = Path(plan.torch.__file__).parent
+    bundled = [*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*")]
+    return ["-fopenmp"], [str(bundled[0])] if bundled else ["-fopenmp"]
+
+
+# Packing the sources and describing the package compile nothing, so they need no torch.
+if {"sdist", "egg_info", "dist_info"}.intersection(sys.argv):
+    plan = build_plan.Plan("none")
+else:
+    plan = build_plan.decide(build_plan.requested(), build_backend.import_torch)
+
+if plan.nvcc:  # torch.utils.cpp_extension would derive another from the path of nvcc
+    os.environ["CUDA_HOME"] = str(plan.nvcc.home)
+if plan.parts:
+    from torch.utils.cpp_extension import BuildExtension
+else:
+    from setuptools.command.build_ext import build_ext as BuildExtension
+
+
+class BuildKernels(BuildExtension):
+    """torch's compiling command, which goes on without the parts that do not compile."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        # Objects are kept for the next build, and must not be linked for another torch or Python.
+        abi = f"{sysconfig.get_config_var('SOABI')}-torch-{plan.torch.__version__}"
+        self.build_temp = str(Path("build", f"objects-{abi}"))
+
+    def run(self):
+        os.environ.setdefault("MAX_JOBS", str(build_plan.jobs()))
+        (extension,), options = self.extensions, vars(self).copy()
+        while plan.parts:
+            try:
+                super().run()
+                return
+            except Exception as error:
+                plan.compiling_failed(error)
+            if plan.parts:
+                vars(extension).update(vars(make_extension(plan)))
+                vars(self).update(options)  # running changes them
+        self.extensions = []
+
+
+class BuildRecord(Command):
+    """Writes discfused/_build.json, for `doctor` and for the check before the library is loaded."""
+
+    user_options = []  # noqa: RUF012
+    editable_mode = False
+
+    def initialize_options(self):
+        self.build_lib = None
+
+    def finalize_options(self):
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+        self.in_source = Path("discfused", "_build.json")
+        self.in_build = Path(self.build_lib) / self.in_source
+
+    def run(self):
+        record = plan.record()
+        if plan.parts:
+            library = Path(self.get_finalized_command("build_ext").get_ext_fullpath(LIBRARY))
+            record["library"] = library.name
+            record["sha256"] = hashlib.sha256(library.read_bytes()).hexdigest()
+            print(f"discfused: compiled {' and '.join(plan.parts)} with {plan.compiler}, "
+                  f"to run with torch {plan.torch.__version__}")  # fmt: skip
+        for why in dict.fromkeys(plan.left_out.values()):
+            parts = [part for part in plan.left_out if plan.left_out[part] is why]
+            print(f"discfused: left out {' and '.join(parts)}, because {why}")
+        path = self.in_source if self.editable_mode else self.in_build
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    # What setuptools asks of a command that takes part in `build`.
+    def get_source_files(self):
+        return []
+
+    def get_outputs(self):
+        return [str(self.in_build)]
+
+    def get_output_mapping(self):
+        return {str(self.in_build): str(self.in_source)} if self.editable_mode else {}
+
+
+class Build(build):
+    sub_commands = [*build.sub_commands, ("build_record", None)]  # noqa: RUF012
+
+
+commands = {"build": Build, "build_record": BuildRecord}
+if plan.parts:
+    setup(ext_modules=[make_extension(plan)], cmdclass=commands | {"build_ext": BuildKernels})
+else:
+    setup(cmdclass=commands)
