@@ -1,0 +1,162 @@
+// The batch as blocks of columns, each packed chunk by chunk into scratch memory of its thread.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <optional>
+
+#include "cpu/kernels.h"
+#include "cpu/row_plan.h"
+
+namespace discfused::cpu {
+
+// Wide enough to use whole cache lines and pages well, narrow enough that a chunk stays in the
+// first-level cache (64 rows of 256 bytes).
+template <typename Acc>
+constexpr int64_t kBlockColumns = 256 / sizeof(Acc);
+
+// What a block of a batch may take and still be found in the second-level cache by a second look.
+constexpr int64_t kResidentBytes = 1 << 20;
+
+// Fewer elements than this are not worth another thread.
+constexpr int64_t kGrain = 1 << 14;
+
+template <typename Acc>
+int64_t block_count(int64_t columns) {
+  return (columns + kBlockColumns<Acc> - 1) / kBlockColumns<Acc>;
+}
+
+template <typename Acc>
+Span block_span(int64_t block, int64_t columns) {
+  constexpr int64_t kPad = kAlignment / sizeof(Acc);
+  const int64_t here = std::min(columns - block * kBlockColumns<Acc>, kBlockColumns<Acc>);
+  return {here, (here + kPad - 1) / kPad * kPad};
+}
+
+// Runs body(first block, last block) on all threads. `rows` is the height of a block.
+template <typename Acc, typename Body>
+void parallel_blocks(int64_t columns, int64_t rows, const Body& body) {
+  const int64_t cost = std::max<int64_t>(1, rows * kBlockColumns<Acc>);
+  at::parallel_for(
+      0, block_count<Acc>(columns), std::max<int64_t>(1, kGrain / cost), body);
+}
+
+// Uninitialised memory that starts on a cache line.
+template <typename Acc>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : memory_(static_cast<Acc*>(
+            ::operator new(count * sizeof(Acc), std::align_val_t{kAlignment}))) {}
+
+  Acc* get() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(Acc* memory) const {
+      ::operator delete(memory, std::align_val_t{kAlignment});
+    }
+  };
+  std::unique_ptr<Acc, Free> memory_;
+};
+
+// One number per column of a block, aligned and padded for the kernels.
+template <typename Acc>
+struct alignas(kAlignment) ColumnValues {
+  Acc values[kBlockColumns<Acc>];
+
+  void fill(Acc value) { std::fill(std::begin(values), std::end(values), value); }
+  // Columns that do not exist get 0.
+  void read(const Acc* from, Span span) {
+    std::fill(std::copy(from, from + span.columns, values), std::end(values), Acc(0));
+  }
+  void write(Acc* to, Span span) const { std::copy(values, values + span.columns, to); }
+  Acc& operator[](int64_t column) { return values[column]; }
+  operator Acc*() { return values; }
+};
+
+struct Features {
+  explicit Features(const at::Tensor& features)
+      : data(static_cast<const char*>(features.const_data_ptr())),
+        N(features.size(0)),
+        D(features.size(1)),
+        row_stride(features.stride(0)),
+        column_stride(features.stride(1)),
+        element_size(static_cast<int64_t>(features.element_size())),
+        type(type_of(features.scalar_type())) {}
+
+  Source from_column(int64_t column) const {
+    return {data + column * column_stride * element_size, row_stride, column_stride};
+  }
+
+  const char* data;
+  int64_t N, D, row_stride, column_stride, element_size;
+  FeatureType type;
+
+ private:
+  static FeatureType type_of(at::ScalarType dtype) {
+    if (dtype == at::kHalf) return kHalf;
+    if (dtype == at::kBFloat16) return kBFloat16;
+    TORCH_CHECK_TYPE(
+        dtype == at::kFloat || dtype == at::kDouble, "features has dtype ", dtype,
+        ", expected float16, bfloat16, float32 or float64");
+    return kAccumulated;
+  }
+};
+
+// The rows of a batch that count, a block of columns at a time.
+template <typename Acc>
+class PackedRows {
+ public:
+  PackedRows(const Features& features, const RowPlan<Acc>& plan)
+      : features_(features),
+        plan_(plan),
+        fits_(plan.rows * kBlockColumns<Acc> * int64_t{sizeof(Acc)} <= kResidentBytes),
+        scratch_((fits_ ? plan.chunks() : 1) * kChunkRows * kBlockColumns<Acc>) {}
+
+  void start(int64_t block) {
+    source_ = features_.from_column(block * kBlockColumns<Acc>);
+    span_ = block_span<Acc>(block, features_.D);
+    packed_ = false;
+  }
+
+  // True once a look has left the block in scratch memory, with the changes it made. A batch too
+  // tall for the cache is packed again at each look: reading it costs what reading a copy would.
+  bool resident() const { return packed_ && fits_; }
+
+  // One look at the block: body(chunk, its rows, how many).
+  template <typename Body>
+  void for_each_chunk(const Body& body) {
+    Acc* const memory = scratch_.get();
+    for (int64_t chunk = 0; chunk < plan_.chunks(); ++chunk) {
+      const int64_t first = chunk * kChunkRows;
+      const int64_t rows = plan_.chunk_rows(chunk);
+      Acc* packed = fits_ ? memory + first * span_.width : memory;
+      if (!resident()) {
+        kernels<Acc>().pack[features_.type](
+            source_, plan_.order.data() + first, rows, plan_.rows - first, span_, packed);
+      }
+      body(chunk, packed, rows);
+    }
+    packed_ = true;
+  }
+
+  Span span() const { return span_; }
+
+ private:
+  const Features& features_;
+  const RowPlan<Acc>& plan_;
+  bool fits_;
+  Scratch<Acc> scratch_;
+  Source source_{};
+  Span span_{};
+  bool packed_ = false;
+};
+
+}  // namespace discfused::cpu

@@ -1,0 +1,29 @@
+// Kernels for x86 processors with AVX2, as at::get_cpu_capability() understands it.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/kernels.h"
+
+#ifdef DISCFUSED_X86
+
+#include <immintrin.h>
+
+// After the library headers: what they define inline may be shared with code for other processors.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define DISCFUSED_ISA avx2
+#define DISCFUSED_VECTOR_BYTES 32
+#include "cpu/kernels_impl.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif  // DISCFUSED_X86

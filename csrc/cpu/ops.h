@@ -1,0 +1,39 @@
+// The CPU backend: the four stages of discfused/backends/contract.py, which says what every tensor
+// means. N samples, D features, C classes, S slots.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace discfused::cpu {
+
+// -> slot [N], row_weight [N], total [], slot_class [S], share [S]
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> members(
+    const at::Tensor& target, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& sample_weight, int64_t num_classes, int64_t slots,
+    int64_t ignore_index, bool double_precision);
+
+// -> mean [D] (none unless centred), table [S, D], magnitude [D]
+std::tuple<std::optional<at::Tensor>, at::Tensor, at::Tensor> histogram(
+    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
+    const at::Tensor& total, const std::optional<at::Tensor>& soft, int64_t slots,
+    int64_t activation, bool center, const std::optional<at::Tensor>& mean);
+
+// -> penalty [], gini [], kl [], feature_coef [4, D], slot_coef [S]
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> terms(
+    const at::Tensor& table, const at::Tensor& magnitude, const at::Tensor& prior,
+    const std::optional<at::Tensor>& absent, bool reverse, double eps, double gini_weight,
+    double kl_weight);
+
+// -> d loss / d features [N, D], contiguous. Without feature_coef, `table` is its own gradient.
+at::Tensor gradient(
+    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
+    const at::Tensor& total, const std::optional<at::Tensor>& soft,
+    const std::optional<at::Tensor>& mean, const at::Tensor& table, int64_t activation,
+    const std::optional<at::Tensor>& feature_coef, const std::optional<at::Tensor>& slot_coef,
+    const std::optional<at::Tensor>& grad_gini, const std::optional<at::Tensor>& grad_kl,
+    double gini_weight, double kl_weight);
+
+}  // namespace discfused::cpu
