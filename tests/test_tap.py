@@ -1,4 +1,4 @@
-"""FeatureTap and the attached criterion: what is captured, when it is gone, and what never happens."""
+"""FeatureTap and the attached criterion: what is captured, when, and what never happens."""
 
 import copy
 import gc

@@ -74,8 +74,8 @@ class Members(NamedTuple):
 class Histogram(NamedTuple):
     mean: Tensor | None  # [D] acc: mu; None when features are not centred
     table: Tensor  # [S, D] acc: H, the sum of activations of every slot
-    # [D] acc: sum_i n_i |x_ij|, or sum_i n_i x_ij^2 for the square activation: of the same power of x
-    # as the mass of a feature, which is compared with it to tell whether the feature is dead
+    # [D] acc: sum_i n_i |x_ij|, or sum_i n_i x_ij^2 for the square activation. Of the same power of
+    # x as the mass of a feature, which is compared with it to tell whether the feature is dead.
     magnitude: Tensor
 
 
