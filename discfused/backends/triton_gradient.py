@@ -7,39 +7,51 @@ from discfused.backends.triton_math import _columns, _pull_back, _read
 
 
 @triton.jit
-def _masked_gradient(
-    x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
-    grad_gini, grad_kl, gini_weight, kl_weight, rows, end, columns, inside, D,
-    ACT: tl.constexpr, CENTER: tl.constexpr, PULL: tl.constexpr, SOFT: tl.constexpr,
+def _column_coefficients(
+    mean, feature_coef, grad_gini, grad_kl, gini_weight, kl_weight, columns, inside, D,
+    CENTER: tl.constexpr, PULL: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """phi'(x - mu) * n G: [ROWS, COLS], 0 in rows that do not count; and n [ROWS]"""
-    ACC: tl.constexpr = row_weight.dtype.element_ty
+    """What contract.Pull needs of every column: G = outer * (constant + slope * H + g2 * A)"""
+    mu = tl.zeros([columns.shape[0]], dtype=ACC)
+    outer, constant, slope = mu, mu, mu
+    g2 = tl.full([], 0.0, ACC)
+    if CENTER:
+        mu = tl.load(mean + columns, mask=inside, other=0.0).to(ACC)
+    if PULL:
+        g1 = tl.load(grad_gini).to(ACC) * gini_weight
+        g2 = tl.load(grad_kl).to(ACC) * kl_weight
+        outer = tl.load(feature_coef + columns, mask=inside, other=0.0).to(ACC)
+        inverse = tl.load(feature_coef + D + columns, mask=inside, other=0.0).to(ACC)
+        squares = tl.load(feature_coef + 2 * D + columns, mask=inside, other=0.0).to(ACC)
+        projection = tl.load(feature_coef + 3 * D + columns, mask=inside, other=0.0).to(ACC)
+        constant = 2.0 * g1 * squares - g2 * projection
+        slope = -2.0 * g1 * inverse
+    return mu, outer, constant, slope, g2
+
+
+@triton.jit
+def _activation_gradient(
+    x, row_stride, column_stride, slot, row_weight, table, slot_coef, mu, outer, constant, slope,
+    g2, rows, end, columns, inside, D,
+    ACT: tl.constexpr, PULL: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """phi'(x - mean) * n G: [ROWS, COLS], any value outside the mask; n: [ROWS]; and the mask"""
     n = tl.load(row_weight + rows, mask=rows < end, other=0.0).to(ACC)
     counts = n != 0
     mask = counts[:, None] & inside[None, :]
-    z = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
-    if CENTER:
-        z -= tl.load(mean + columns, mask=inside, other=0.0).to(ACC)[None, :]
+    z = _read(x, rows, columns, row_stride, column_stride, mask, ACC) - mu[None, :]
     if SOFT:  # `table` is m @ G [N, D]
         g = _read(table, rows, columns, D, 1, mask, ACC)
     else:
         s = tl.load(slot + rows, mask=counts, other=0)
         g = _read(table, s, columns, D, 1, mask, ACC)
         if PULL:
-            g1 = tl.load(grad_gini).to(ACC) * gini_weight
-            g2 = tl.load(grad_kl).to(ACC) * kl_weight
-            outer = tl.load(feature_coef + columns, mask=inside, other=0.0).to(ACC)
-            inverse = tl.load(feature_coef + D + columns, mask=inside, other=0.0).to(ACC)
-            squares = tl.load(feature_coef + 2 * D + columns, mask=inside, other=0.0).to(ACC)
-            projection = tl.load(feature_coef + 3 * D + columns, mask=inside, other=0.0).to(ACC)
-            constant = 2.0 * g1 * squares - g2 * projection
-            slope = -2.0 * g1 * inverse
             A = tl.load(slot_coef + s, mask=counts, other=0.0).to(ACC)
             g = constant[None, :] + slope[None, :] * g + (g2 * A)[:, None]
             # 1 / (L T) last: next to 1 / T it overflows. A dead feature gets 0 even if A is NaN.
             g = tl.where((outer == 0)[None, :], 0.0, outer[None, :] * g)
         g = n[:, None] * g
-    return tl.where(mask, _pull_back(z, g, ACT), 0.0), n
+    return _pull_back(z, g, ACT), n, mask
 
 
 @triton.jit(do_not_specialize=["gini_weight", "kl_weight", "N", "parts"])
@@ -50,29 +62,33 @@ def gradient_sum_kernel(
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """sums [parts, D]: of phi'(x - mu) n G over one part of the rows"""
+    ACC: tl.constexpr = row_weight.dtype.element_ty
     blocks = tl.cdiv(D, COLS)
     program = tl.program_id(0)
     columns, inside = _columns(program % blocks, D, COLS)
+    mu, outer, constant, slope, g2 = _column_coefficients(
+        mean, feature_coef, grad_gini, grad_kl, gini_weight, kl_weight, columns, inside, D,
+        True, PULL, ACC,
+    )  # fmt: skip
     part = (program // blocks).to(tl.int64)
     row = N * part // parts
     end = N * (part + 1) // parts
-    ACC: tl.constexpr = row_weight.dtype.element_ty
     value = tl.zeros([ROWS, COLS], dtype=ACC)
     while row < end:
-        ga, n = _masked_gradient(
-            x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
-            grad_gini, grad_kl, gini_weight, kl_weight, row + tl.arange(0, ROWS), end, columns,
-            inside, D, ACT, True, PULL, SOFT,
+        rows = row + tl.arange(0, ROWS)
+        ga, _, mask = _activation_gradient(
+            x, row_stride, column_stride, slot, row_weight, table, slot_coef, mu, outer, constant,
+            slope, g2, rows, end, columns, inside, D, ACT, PULL, SOFT, ACC,
         )  # fmt: skip
-        value += ga
+        value += tl.where(mask, ga, 0.0)
         row += ROWS
     tl.store(sums + part * D + columns, tl.sum(value, axis=0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["gini_weight", "kl_weight", "N", "parts"])
+@triton.jit(do_not_specialize=["gini_weight", "kl_weight", "N", "parts", "rows_each"])
 def gradient_kernel(
-    x, row_stride, column_stride, slot, row_weight, total, mean, table, feature_coef, slot_coef,
-    grad_gini, grad_kl, gini_weight, kl_weight, sums, dx, N, D, parts,
+    x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
+    grad_gini, grad_kl, gini_weight, kl_weight, sums, N, D, parts, total, dx, rows_each,
     ACT: tl.constexpr, CENTER: tl.constexpr, WHOLE: tl.constexpr, PULL: tl.constexpr,
     SOFT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -82,25 +98,37 @@ def gradient_kernel(
     blocks = tl.cdiv(D, COLS)
     program = tl.program_id(0)
     columns, inside = _columns(program % blocks, D, COLS)
-    rows = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    ga, n = _masked_gradient(
-        x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
-        grad_gini, grad_kl, gini_weight, kl_weight, rows, N, columns, inside, D,
-        ACT, CENTER, PULL, SOFT,
+    mu, outer, constant, slope, g2 = _column_coefficients(
+        mean, feature_coef, grad_gini, grad_kl, gini_weight, kl_weight, columns, inside, D,
+        CENTER, PULL, ACC,
     )  # fmt: skip
+    shift = tl.zeros([COLS], dtype=ACC)
+    scale = tl.full([], 0.0, ACC)
     if CENTER:
-        if WHOLE:
-            shift = tl.sum(ga, axis=0)
-        else:
+        # A total of 0 means that no row counts.
+        whole = tl.load(total).to(ACC)
+        scale = 1.0 / tl.where(whole == 0, 1.0, whole)
+        if not WHOLE:
             part = tl.arange(0, PARTS)
-            mask = (part < parts)[:, None] & inside[None, :]
-            shift = tl.sum(_read(sums, part, columns, D, 1, mask, ACC), axis=0)
-        share = tl.where(n != 0, n / tl.load(total).to(ACC), 0.0)
-        # where, not the product alone: 0 times a shift that is NaN is not 0
-        ga -= tl.where((n != 0)[:, None], share[:, None] * shift[None, :], 0.0)
-    line = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
-    mask = (rows < N)[:, None] & inside[None, :]
-    tl.store(line, ga.to(dx.dtype.element_ty), mask=mask)
+            there = (part < parts)[:, None] & inside[None, :]
+            shift = tl.sum(_read(sums, part, columns, D, 1, there, ACC), axis=0)
+    row = (program // blocks).to(tl.int64) * rows_each
+    end = row + rows_each
+    while row < end:
+        rows = row + tl.arange(0, ROWS)
+        ga, n, mask = _activation_gradient(
+            x, row_stride, column_stride, slot, row_weight, table, slot_coef, mu, outer, constant,
+            slope, g2, rows, N, columns, inside, D, ACT, PULL, SOFT, ACC,
+        )  # fmt: skip
+        if CENTER:
+            if WHOLE:
+                shift = tl.sum(tl.where(mask, ga, 0.0), axis=0)
+            ga -= (n * scale)[:, None] * shift[None, :]
+        # Rows that do not count get 0, also where the rest is NaN.
+        ga = tl.where(mask, ga, 0.0)
+        line = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
+        tl.store(line, ga.to(dx.dtype.element_ty), mask=(rows < N)[:, None] & inside[None, :])
+        row += ROWS
 
 
 @triton.jit(do_not_specialize=["M", "K"])

@@ -1,10 +1,9 @@
-"""Triton kernels from features to the table. Symbols as in contract.py, conventions of triton_math."""
+"""Triton kernels from features to the table. Conventions: triton_math; symbols: contract."""
 
 import triton
 import triton.language as tl
 
-from discfused.backends.triton_math import _activate, _columns, _read
-
+from discfused.backends.triton_math import _activate, _columns, _read, _size
 
 
 @triton.jit
@@ -36,7 +35,7 @@ def whole_columns_kernel(
     n = tl.load(row_weight + rows, mask=counts, other=0.0).to(ACC)[:, None]
     value = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
 
-    tl.store(magnitude + columns, tl.sum(n * tl.abs(value), axis=0), mask=inside)
+    tl.store(magnitude + columns, tl.sum(n * _size(value, ACT), axis=0), mask=inside)
     if CENTER:
         if GIVEN:
             mu = tl.load(mean + columns, mask=inside, other=0.0).to(ACC)
@@ -64,9 +63,9 @@ def whole_columns_kernel(
 @triton.jit(do_not_specialize=["N", "parts"])
 def moments_kernel(
     x, row_stride, column_stride, row_weight, sums, N, D, parts,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    ACT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """sums [parts, 2, D]: of n x and n |x| over one part of the rows"""
+    """sums [parts, 2, D]: of n x and of the magnitude n |x| over one part of the rows"""
     ACC: tl.constexpr = row_weight.dtype.element_ty
     blocks = tl.cdiv(D, COLS)
     program = tl.program_id(0)
@@ -75,24 +74,22 @@ def moments_kernel(
     row = N * part // parts
     end = N * (part + 1) // parts
     signed = tl.zeros([ROWS, COLS], dtype=ACC)
-    absolute = tl.zeros([ROWS, COLS], dtype=ACC)
+    size = tl.zeros([ROWS, COLS], dtype=ACC)
     while row < end:
         rows = row + tl.arange(0, ROWS)
         n = tl.load(row_weight + rows, mask=rows < end, other=0.0).to(ACC)
         mask = (n != 0)[:, None] & inside[None, :]
-        value = _read(x, rows, columns, row_stride, column_stride, mask, ACC) * n[:, None]
-        signed += value
-        absolute += tl.abs(value)
+        value = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+        signed += n[:, None] * value
+        size += n[:, None] * _size(value, ACT)
         row += ROWS
     line = sums + part * 2 * D + columns
     tl.store(line, tl.sum(signed, axis=0), mask=inside)
-    tl.store(line + D, tl.sum(absolute, axis=0), mask=inside)
+    tl.store(line + D, tl.sum(size, axis=0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["parts", "means"])
-def fold_kernel(
-    sums, out, total, parts, width, means, PARTS: tl.constexpr, COLS: tl.constexpr
-):
+def fold_kernel(sums, out, total, parts, width, means, PARTS: tl.constexpr, COLS: tl.constexpr):
     """out [width] = sum of sums [parts, width]; the first `means` of them divided by the total"""
     ACC: tl.constexpr = out.dtype.element_ty
     columns, inside = _columns(tl.program_id(0), width, COLS)
@@ -104,7 +101,7 @@ def fold_kernel(
         value += _read(sums, part, columns, width, 1, mask, ACC)
         first += PARTS
     whole = tl.load(total).to(ACC)
-    divisor = tl.where((columns < means) & (whole != 0), whole, 1.0)
+    divisor = tl.where(columns < means, tl.where(whole == 0, 1.0, whole), 1.0)
     tl.store(out + columns, tl.sum(value, axis=0) / divisor, mask=inside)
 
 

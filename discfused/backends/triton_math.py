@@ -1,10 +1,10 @@
 """What all Triton kernels of the features share: the mathematics of one element, and loads.
 
 `acc` is the accumulation type; every float is cast to it as soon as it is loaded (the interpreter
-computes bfloat16 on bit patterns, and a GPU would round each step). Offsets are 64-bit: row * stride
-exceeds 2^31 at 1M rows of 4096. Loops whose bounds are known at run time only are `while` loops: old
-Triton's interpreter cannot run them as `for`. There are no atomics: each sum is made in one fixed
-order, so the same input gives the same bits.
+computes bfloat16 on bit patterns, and a GPU would round each step). Offsets are 64-bit: a row times
+its stride exceeds 2^31 at 1M rows of 4096. Loops whose bounds are known at run time only are
+`while` loops: old Triton's interpreter cannot run them as `for`. There are no atomics: each sum is
+made in one fixed order, so the same input gives the same bits.
 """
 
 import triton
@@ -59,6 +59,15 @@ def _pull_back(z, g, ACT: tl.constexpr):
             return tl.where(z < 0, decay, 1.0) * scale * g
         else:
             return decay * scale * scale * g
+
+
+@triton.jit
+def _size(x, ACT: tl.constexpr):
+    """What magnitude adds up: of the same power of x as phi"""
+    if ACT == 2:
+        return x * x
+    else:
+        return tl.abs(x)
 
 
 @triton.jit

@@ -70,9 +70,9 @@ def class_slots_kernel(
         wrong += out_of_range.to(tl.int32)
         key = tl.where(counts, label, S).to(tl.int32)
         # The programs share the work of writing down what each row is.
-        mine = (rows < N) & (chunk % tl.num_programs(0) == program)
-        tl.store(slot + rows, tl.where(counts, key, -1), mask=mine)
-        tl.store(row_weight + rows, n, mask=mine)
+        if chunk % tl.num_programs(0) == program:
+            tl.store(slot + rows, tl.where(counts, key, -1), mask=rows < N)
+            tl.store(row_weight + rows, n, mask=rows < N)
 
         key = tl.where(rows < N, key, S + 1)[:, None]
         equal = key == slots[None, :]
@@ -127,7 +127,7 @@ def present_slots_kernel(
     ACC: tl.constexpr = row_weight.dtype.element_ty
     program = tl.program_id(0)
     rows = program * ROWS + tl.arange(0, ROWS)
-    label, n, out_of_range = _read_rows(
+    label, n, _ = _read_rows(
         rows, target, weight, sample_weight, N, C, ignore_index, WEIGHTED, SAMPLE_WEIGHTED, ACC
     )
     key = tl.where(n != 0, label, C)  # rows that do not count come last
@@ -190,3 +190,11 @@ def share_kernel(row_weight, order, span, total, share, S, ROWS: tl.constexpr):
         position += ROWS
     whole = tl.load(total).to(ACC)
     tl.store(share + slot, tl.sum(mass, axis=0) / tl.where(whole == 0, 1.0, whole))
+
+
+@triton.jit
+def report_kernel(count, bad):
+    """bad = count, if there are any: an earlier report must not be lost"""
+    wrong_labels = tl.load(count)
+    if wrong_labels > 0:
+        tl.store(bad, wrong_labels.to(tl.int32))

@@ -6,7 +6,6 @@ import triton.language as tl
 from discfused.backends.triton_math import _columns, _read
 
 
-
 @triton.jit(do_not_specialize=["S", "eps"])
 def feature_terms_kernel(
     table, magnitude, feature_coef, sums, S, D, eps, SLOTS: tl.constexpr, COLS: tl.constexpr
@@ -119,7 +118,7 @@ def class_terms_kernel(
         kl_value = tl.sum(divergence, axis=0)
         if ABSENT:
             kl_value += tl.load(absent).to(ACC)
-        kl_value = tl.where((kl_value < 0) | (live == 0), 0.0, kl_value)
+        kl_value = tl.where(live == 0, 0.0, tl.where(kl_value < 0, 0.0, kl_value))
         tl.store(gini, gini_value)
         tl.store(kl, kl_value)
         tl.store(penalty, gini_weight * gini_value + kl_weight * kl_value)

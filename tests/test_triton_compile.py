@@ -1,0 +1,274 @@
+"""Every Triton kernel compiled ahead of time, without a GPU: it compiles, and spills no register.
+
+Also what the sources must not contain: the interpreter (test_triton_interpreter.py) cannot see an
+offset of 32 bits, a float atomic, or a bfloat16 that is summed in its own precision.
+"""
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from discfused.backends import triton_backend, triton_runtime
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: nothing can be compiled", allow_module_level=True)
+triton = pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = ["bf16", "fp16", "fp32", "fp64"]
+ACTIVATIONS = {"relu": 0, "abs": 1, "square": 2, "softplus": 3, "sigmoid": 4}
+POINTERS = {
+    "slot": "i32", "order": "i32", "span": "i32", "bad": "i32", "target": "i64",
+    "slot_class": "i64", "count": "i64",
+}  # fmt: skip
+FLOATS = {"eps", "gini_weight", "kl_weight"}
+LENGTHS = {"rows_each", "N", "S", "C", "D", "M", "K", "parts", "means", "width", "ignore_index"}
+LIMIT = 255  # registers a thread can have
+
+
+@cache
+def kernels():
+    return triton_runtime.kernels()
+
+
+def variants(dtype: str) -> dict[str, tuple[str, dict]]:
+    """name -> kernel and its compile-time arguments: one for each distinct piece of code."""
+    blocks_of = kernels().BLOCKS[torch.float64 if dtype == "fp64" else torch.float32]
+    slots = {"WEIGHTED": True, "SAMPLE_WEIGHTED": True}
+    found = {
+        f"class_slots {dtype}": ("class_slots_kernel", {**slots, **blocks_of["class_slots"]}),
+        f"present_slots {dtype}": ("present_slots_kernel", {**slots, **blocks_of["present_slots"]}),
+        f"share {dtype}": ("share_kernel", blocks_of["share"]),
+        f"report {dtype}": ("report_kernel", {}),
+        f"fold {dtype}": ("fold_kernel", blocks_of["fold"]),
+        f"feature_terms {dtype}": ("feature_terms_kernel", blocks_of["feature_terms"]),
+    }
+    for direction in ("forward", "reverse"):
+        flags = {"ABSENT": direction == "forward", "REVERSE": direction == "reverse"}
+        found[f"class_terms {direction} {dtype}"] = (
+            "class_terms_kernel", {**flags, **blocks_of["class_terms"]},
+        )  # fmt: skip
+    if dtype != "fp64":
+        found[f"matmul {dtype}"] = ("matmul_kernel", blocks_of["matmul"])
+    for name, ACT in ACTIVATIONS.items():
+        code = {"ACT": ACT, "CENTER": True}
+        found[f"moments {name} {dtype}"] = (
+            "moments_kernel", {"ACT": ACT, **blocks_of["moments"]},
+        )  # fmt: skip
+        found[f"slot_rows {name} {dtype}"] = (
+            "slot_rows_kernel", {**code, **blocks_of["slot_rows"]},
+        )  # fmt: skip
+        found[f"slot_rows_wide {name} {dtype}"] = (
+            "slot_rows_kernel", {**code, **blocks_of["slot_rows_wide"]},
+        )  # fmt: skip
+        pull = {"PULL": True, "SOFT": False}
+        found[f"gradient_sum {name} {dtype}"] = (
+            "gradient_sum_kernel", {"ACT": ACT, **pull, **blocks_of["gradient_sum"]},
+        )  # fmt: skip
+        gradient = blocks_of["gradient"]
+        found[f"gradient {name} {dtype}"] = (
+            "gradient_kernel", {**code, **pull, "WHOLE": False, **gradient},
+        )  # fmt: skip
+        for blocks in blocks_of["whole_columns"]:
+            rows = blocks["ROWS"]
+            found[f"whole_columns {rows} {name} {dtype}"] = (
+                "whole_columns_kernel", {**code, "GIVEN": False, **blocks},
+            )  # fmt: skip
+        for blocks in blocks_of["whole_gradient"]:
+            rows = blocks["ROWS"]
+            found[f"gradient {rows} {name} {dtype}"] = (
+                "gradient_kernel", {**code, **pull, "WHOLE": True, **gradient, **blocks},
+            )  # fmt: skip
+    return found
+
+
+def compiled(dtype: str, name: str, target: str):
+    kernel, arguments = variants(dtype)[name]
+    fn = getattr(kernels(), kernel)
+    constants = {k: v for k, v in arguments.items() if k != "num_warps"}
+    constants["column_stride"] = 1
+    acc = "fp64" if dtype == "fp64" else "fp32"
+    signature, attributes = {}, {}
+    names = list(inspect.signature(fn.fn).parameters)
+    for index, parameter in enumerate(names):
+        kind = "i32"
+        if parameter in constants:
+            kind = "constexpr"
+        elif parameter in FLOATS:
+            kind = "fp32"
+        elif parameter in ("x", "dx"):
+            kind = f"*{dtype}"
+        elif parameter not in LENGTHS and not parameter.endswith("stride"):
+            kind = f"*{POINTERS.get(parameter, acc)}"
+        signature[parameter] = kind
+        # What a launch finds out by itself: allocations are aligned, and so are rows of 16 n.
+        if kind.startswith("*") or parameter in ("D", "row_stride", "width"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    constants = {(names.index(k),): v for k, v in constants.items() if k in names}
+    source = ASTSource(fn, signature, constants, attributes)
+    options = {"num_warps": arguments.get("num_warps", 4)}
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def resources(binary) -> dict[str, int]:
+    """registers a thread, and bytes (or, on AMD, registers) that were spilled"""
+    if "amdgcn" in binary.asm:
+        text = binary.asm["amdgcn"]
+        # Scalar registers may spill, too, but into vector registers, not to memory.
+        count = {
+            name: int(re.search(rf"\.{name}:\s*(\d+)", text)[1])
+            for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        }
+        spills = count["vgpr_spill_count"] + count["private_segment_fixed_size"]
+        return {"registers": count["vgpr_count"], "spills": spills}
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(binary.asm["cubin"])
+        run = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", run.stdout))
+    # STACK holds spills, and nothing else here: no kernel has an array or calls a function.
+    return {"registers": int(usage["REG"]), "spills": int(usage["STACK"]) + int(usage["LOCAL"])}
+
+
+def check(dtype: str, name: str, target: str) -> None:
+    binary = compiled(dtype, name, target)
+    used = resources(binary)
+    print(f"{target:7} {name:36} {used['registers']:4} registers, {used['spills']} spilled, "
+          f"{binary.metadata.shared} bytes shared")  # fmt: skip
+    assert used["spills"] == 0, f"{name} spills on {target}: {used}"
+
+
+# A sample in which every kernel meets every target, and every dtype and activation some target;
+# -m slow compiles the whole product.
+SAMPLE = [
+    *((dtype, f"{kernel} {dtype}", "sm_90") for dtype in ("bf16", "fp64") for kernel in (
+        "class_slots", "present_slots", "share", "report", "fold", "feature_terms",
+        "class_terms forward", "class_terms reverse", "moments relu", "slot_rows relu",
+        "gradient_sum relu", "gradient relu", "whole_columns 1024 relu", "gradient 1024 relu",
+    )),
+    *(("bf16", f"{kernel} {activation} bf16", "sm_90")
+      for kernel in ("slot_rows", "gradient") for activation in list(ACTIVATIONS)[1:]),
+    ("fp32", "whole_columns 1024 softplus fp32", "sm_80"),
+    ("fp16", "gradient 256 sigmoid fp16", "sm_80"),
+    ("fp16", "whole_columns 64 abs fp16", "sm_80"),
+    ("fp32", "matmul fp32", "sm_80"),
+    *((dtype, f"{kernel} {dtype}", target)
+      for dtype, target in (("bf16", "sm_100"), ("bf16", "gfx942")) for kernel in (
+        "class_slots", "feature_terms", "class_terms forward", "moments relu", "slot_rows relu",
+        "gradient relu", "whole_columns 1024 relu", "matmul",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "name", "target"), SAMPLE, ids=lambda value: value)
+def test_compiles_without_spills(dtype, name, target):
+    check(dtype, name, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_everything_compiles_without_spills(dtype, target):
+    for name in variants(dtype):
+        check(dtype, name, target)
+
+
+def test_compiled_code_reads_wide_and_multiplies_exactly():
+    """16 bytes a thread from aligned rows of bfloat16; no TF32 in the product."""
+    ptx = compiled("bf16", "gradient relu bf16", "sm_90").asm["ptx"]
+    assert re.search(r"ld\.global\S*\.v4\.b32", ptx)
+    assert "tf32" not in compiled("fp32", "matmul fp32", "sm_90").asm["ptx"]
+
+
+def test_specialisations_are_bounded():
+    """N, C and S are never compiled in; a training run compiles at most nine kernels, each for at
+    most two alignments of D and of the row stride."""
+    changing = {"N", "S", "C", "M", "K", "parts", "means", "ignore_index", *FLOATS}
+    names = [name for name in kernels().__all__ if name.endswith("_kernel")]
+    for name in names:
+        fn = getattr(kernels(), name)
+        for parameter in fn.params:
+            if parameter.name in changing:
+                assert parameter.do_not_specialize, f"{name} is compiled for every {parameter.name}"
+                assert not parameter.is_constexpr
+    # Everything there is for one dtype and one layout: a number that must not grow unnoticed.
+    assert len(variants("bf16")) == 9 + len(ACTIVATIONS) * (5 + 2 * 3)
+
+
+# ---------------------------------------------------------------- what the sources must not hold
+
+SOURCES = sorted(Path(triton_backend.__file__).parent.glob("triton_*.py"))
+BANNED = [  # atomics, tuning, loops the old interpreter cannot run; host syncs; driver queries
+    *(r"tl\.atomic", r"autotune", r"tl\.range\(", r"tl\.static_range\("),
+    *(r"\.item\(", r"\.tolist\(", r"\.cpu\(", r"synchronize\(", r"\bunique\(", r"nonzero\("),
+    *(r"bincount\(", r"masked_select", r"get_device_propert", r"active\.", r"allow_tf32"),
+]
+INTEGERS = {*POINTERS, "previous", "following"}
+
+
+def calls(tree: ast.AST, name: str):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == name:
+            yield node
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_floats_are_cast_as_soon_as_loaded(source):
+    text = source.read_text()
+    tree = ast.parse(text)
+    cast = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "to"
+    }
+    for call in calls(tree, "tl.load"):
+        pointer = ast.unparse(call.args[0]).split()[0].strip("(")
+        if pointer not in INTEGERS:
+            assert id(call) in cast, f"{source.name}:{call.lineno} loads {pointer} without a cast"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_offsets_are_64_bit(source):
+    """Whatever is multiplied by a stride or a row length is int64."""
+    tree = ast.parse(source.read_text())
+    strides = {"row_stride", "D", "width", "(S + 2)"}
+    wide = {"columns", "part", "line", "row"}  # made of _columns, or cast where they are made
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)):
+            continue
+        left, right = ast.unparse(node.left), ast.unparse(node.right)
+        if right in strides and not isinstance(node.left, ast.Constant):
+            root = left.split("[")[0].split(" ")[0]
+            ok = "tl.int64" in left or root in wide
+            assert ok or source.stem == "triton_backend", f"{source.name}:{node.lineno} {left}"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_sources_avoid_what_breaks_capture_determinism_or_old_triton(source):
+    text = source.read_text()
+    code = "\n".join(ast.unparse(node) for node in ast.parse(text).body)
+    code = re.sub(r'""".*?"""', "", code, flags=re.DOTALL)
+    for pattern in BANNED:
+        assert not re.search(pattern, code), f"{source.name} holds {pattern}"
+    if "import triton.language" in text:
+        assert " in range(" not in code, f"{source.name} loops over a range: use while"
+    for call in calls(ast.parse(text), "tl.dot"):
+        assert "input_precision='ieee'" in ast.unparse(call)

@@ -1,0 +1,326 @@
+"""The Triton backend on a GPU: what the interpreter and the compiler alone cannot tell."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import discfused
+from cases import DTYPES, LAYOUTS, OPTIONS, features, labels, soft_labels
+from discfused import FusedDiscLoss, backends, class_histogram, disc_terms, fused_disc_loss
+from discfused.backends import triton_runtime
+from test_parity import check_terms
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU"),
+    pytest.mark.skipif(
+        triton_runtime.interpreted(), reason="TRITON_INTERPRET=1: nothing runs on the GPU"
+    ),
+]
+
+SHAPES = [  # each path: rows in registers (three tiles), two passes, a sort; C <= N and C > N
+    (1, 1, 1), (3, 17, 1000), (37, 19, 10), (64, 64, 40), (256, 130, 100), (300, 33, 2),
+    (1000, 257, 1500), (1024, 64, 1000), (1500, 130, 7), (3000, 1030, 100), (5000, 40, 9000),
+    (40000, 96, 10), (33000, 40, 70000),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def triton_can_run():
+    why = backends.get("triton").unavailable()
+    if why is not None:
+        pytest.skip(why)
+
+
+def on_gpu(options: dict) -> dict:
+    return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+
+
+def step(x, y, C, **options):
+    """gini, kl and the gradient of their sum"""
+    x = x.detach().requires_grad_()
+    gini, kl = disc_terms(x, y, C, backend="triton", **options)
+    (0.7 * gini + 0.4 * kl).backward()
+    return gini.detach(), kl.detach(), x.grad
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def test_it_is_what_cuda_tensors_get():
+    assert backends.resolve("cuda", None) == "triton"
+
+
+# ---------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(shape, dtype):
+    N, D, C = shape
+    if N * C > 1e8:  # the oracle's [N, C] matrix
+        C, N = 20000, min(N, 4000)
+    check_terms("triton", features(N, D, dtype).cuda(), labels(N, C).cuda(), C)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", [(37, 19, 10), (9, 20, 30), (1100, 70, 12)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_options(shape, dtype, case):
+    N, D, C = shape
+    x, y = features(N, D, dtype).cuda(), labels(N, C, "some ignored").cuda()
+    check_terms("triton", x, y, C, **on_gpu(case.make(N, C)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("N", [40, 1100])
+def test_layouts(layout, N):
+    check_terms("triton", LAYOUTS[layout](features(N, 21).cuda()), labels(N, 5).cuda(), 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_soft_labels(dtype, tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    y = soft_labels(150, 12).cuda()
+    check_terms("triton", features(150, 70, dtype).cuda(), y, 12)
+
+
+def test_rows_that_do_not_count_may_hold_anything():
+    for N in (60, 1200):
+        x, y = features(N, 9).cuda(), labels(N, 5, "some ignored").cuda()
+        expected = step(x, y, 5)
+        x[::3] = torch.nan
+        assert equal(expected, step(x, y, 5))
+
+
+def test_upstream_gradient_of_any_strides():
+    x, y = features(30, 8).cuda(), labels(30, 5).cuda()
+    upstream = torch.randn(8, 5, dtype=torch.float64, device="cuda")
+    found = []
+    for name in ("reference", "triton"):
+        leaf = x.clone().requires_grad_()
+        H = class_histogram(leaf, y, 5, backend=name)
+        ((H.t() * upstream).sum() + H.sum()).backward()
+        found.append(leaf.grad)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+# ---------------------------------------------------------------- size
+
+
+def test_more_than_2_31_elements():
+    """Columns beyond element 2^31: the last rows must be read and written where they are."""
+    N, D, C = 2**20 + 64, 2080, 16
+    free, _ = torch.cuda.mem_get_info()
+    if free < 5 * N * D * 2:
+        pytest.skip(f"needs {5 * N * D * 2 >> 30} GiB of free GPU memory, there are {free >> 30}")
+    y = torch.arange(N, device="cuda") % C
+    x = torch.zeros(N, D, dtype=torch.bfloat16, device="cuda")
+    x[:, :32] = torch.randn(N, 32, device="cuda").bfloat16()
+    x[:, -32:] = x[:, :32]  # the same numbers at the other end
+    x[:, 32:-32] = 0.5
+    gini, kl, dx = step(x, y, C)
+    small = step(x[:, :32].clone(), y, C)
+    torch.testing.assert_close(gini, small[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kl, small[1], rtol=1e-3, atol=1e-6)
+    assert (dx[:, 32:-32].amax() == 0) and torch.equal(dx[:, :32], dx[:, -32:])
+    assert dx[-1, :32].any()
+
+
+def test_many_classes():
+    N, D, C = 1024, 256, 21841
+    x = torch.randn(N, D, device="cuda")
+    y = torch.randint(0, C, (N,), device="cuda")
+    check_terms("triton", x, y, C)
+    dense = y.unique(return_inverse=True)[1]
+    for got, expected in zip(step(x, y, C), step(x, dense, N), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("C", [100, 21841])
+@pytest.mark.parametrize("N", [1024, 8192])
+def test_peak_memory(N, C):
+    """Beside x: its gradient, the table, and little more; nothing that grows with C > N."""
+    D = 1024
+    x = torch.randn(N, D, device="cuda", dtype=torch.bfloat16)
+    y = torch.randint(0, C, (N,), device="cuda")
+    step(x, y, C)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(x, y, C)
+    peak = torch.cuda.max_memory_allocated() - before
+    table = min(N, C) * D * 4
+    assert peak <= 1.25 * (x.nbytes + table) + (4 << 20)
+
+
+# ---------------------------------------------------------------- the GPU's ways
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("shape", [(512, 300, 100), (4000, 200, 50), (300, 64, 5000)], ids=str)
+def test_the_same_bits_on_every_run(shape, deterministic):
+    N, D, C = shape
+    x = torch.randn(N, D, device="cuda", dtype=torch.bfloat16)
+    y = torch.randint(0, C, (N,), device="cuda")
+    first = step(x, y, C)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        assert all(equal(first, step(x, y, C)) for _ in range(20))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("shape", [(256, 128, 100), (2000, 128, 10), (64, 32, 1000)], ids=str)
+def test_no_host_synchronisation(shape):
+    N, D, C = shape
+    x, y = torch.randn(N, D, device="cuda"), torch.randint(0, C, (N,), device="cuda")
+    step(x, y, C)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(x, y, C)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", [(256, 128, 100), (2000, 128, 10), (64, 32, 1000)], ids=str)
+def test_cuda_graph(shape):
+    """Captured once, replayed on other numbers: the same bits as eager mode gives for these."""
+    N, D, C = shape
+    x = torch.randn(N, D, device="cuda").requires_grad_()
+    y = torch.randint(0, C, (N,), device="cuda")
+
+    def run():
+        gini, kl = disc_terms(x, y, C, backend="triton")
+        return gini, kl, torch.autograd.grad(0.7 * gini + 0.4 * kl, x)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for _ in range(3):
+        with torch.no_grad():
+            x.copy_(torch.randn(N, D))
+        y.copy_(torch.randint(0, C, (N,)))
+        graph.replay()
+        got = [t.clone() for t in captured]
+        assert equal(got, step(x, y, C))
+
+
+def test_several_streams():
+    batches = [
+        (torch.randn(700, 130, device="cuda"), torch.randint(0, 20, (700,), device="cuda"))
+        for _ in range(8)
+    ]
+    expected = [step(x, y, 20) for x, y in batches]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in batches]
+    found = []
+    for stream, (x, y) in zip(streams, batches, strict=True):
+        with torch.cuda.stream(stream):
+            found.append(step(x, y, 20))
+    torch.cuda.synchronize()
+    assert all(map(equal, found, expected))
+
+
+def test_on_another_device_than_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    x, y = torch.randn(50, 20, device="cuda:1"), torch.randint(0, 5, (50,), device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    there, here = step(x, y, 5), step(x.to("cuda:0"), y.to("cuda:0"), 5)
+    assert equal([t.cpu() for t in there], [t.cpu() for t in here])
+
+
+def test_bad_labels_are_counted_without_a_dead_context():
+    x, y = torch.randn(40, 8, device="cuda"), torch.randint(0, 5, (40,), device="cuda")
+    y[3], y[9] = 5, -7
+    x.requires_grad_()
+    disc_terms(x, y, 5, backend="triton")
+    torch.cuda.synchronize()
+    with pytest.raises(IndexError, match="2 labels of a batch on cuda"):
+        disc_terms(x, y.clamp(0, 4), 5, backend="triton")
+    assert torch.isfinite(disc_terms(x, y.clamp(0, 4), 5, backend="triton").gini)
+
+
+# ---------------------------------------------------------------- PyTorch's ways
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_compile(soft):
+    y = soft_labels(96, 10).float() if soft else labels(96, 10)
+    logits, x, y = torch.randn(96, 10).cuda(), torch.randn(96, 40).cuda(), y.cuda()
+
+    def loss(logits, x):
+        return fused_disc_loss(logits, y, x, backend="triton")
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        leaves = [t.clone().requires_grad_() for t in (logits, x)]
+        value = function(*leaves)
+        found.append([value, *torch.autograd.grad(value, leaves)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_training_with_amp(dtype):
+    """Steps with a GradScaler follow those of the reference backend."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)
+    ).cuda()
+    inputs, target = torch.randn(6, 128, 20).cuda(), torch.randint(0, 5, (6, 128)).cuda()
+    losses = []
+    for name in ("reference", "triton"):
+        net = copy.deepcopy(model)
+        criterion = FusedDiscLoss.attach(net, backend=name)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        trace = []
+        for batch, labels_ in zip(inputs, target, strict=True):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype):
+                loss = criterion(net(batch), labels_)
+            assert loss.dtype == torch.float32
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            trace.append(loss.detach())
+        losses.append(torch.stack(trace))
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-2, atol=2e-3)
+
+
+def test_eager_cross_entropy_is_left_as_it_is():
+    logits, y = torch.randn(64, 10).cuda(), torch.randint(0, 10, (64,)).cuda()
+    loss = fused_disc_loss(logits, y, gini_weight=0, kl_weight=0)
+    assert torch.equal(loss, F.cross_entropy(logits, y))
+
+
+def test_warmup_leaves_nothing_to_compile():
+    discfused.warmup([(256, 96), (2048, 96)], [torch.bfloat16], num_classes=50)
+    kernels = triton_runtime.kernels()
+
+    def compiled():
+        names = [name for name in kernels.__all__ if name.endswith("_kernel")]
+        caches = [c for name in names for c in getattr(kernels, name).device_caches.values()]
+        return sum(len(cache[0]) for cache in caches)
+
+    before = compiled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for N in (250, 256, 2048, 1900):
+            x = torch.randn(N, 96, device="cuda").bfloat16()
+            step(x, torch.randint(0, 50, (N,), device="cuda"), 50)
+    assert compiled() == before
