@@ -112,6 +112,8 @@ def test_torch_is_not_fetched_where_nothing_compiles(monkeypatch, no_compiler):
 
 
 def test_the_interpreter_tells_through_pips_isolation(monkeypatch, tmp_path):
+    hide = "import sys; sys.path[:] = [entry for entry in sys.path if 'site-packages' not in entry]"
+    (tmp_path / "sitecustomize.py").write_text(hide)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTHONNOUSERSITE", "1")
     found = build_backend._ask_interpreter()

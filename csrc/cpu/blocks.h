@@ -39,6 +39,17 @@ Span block_span(int64_t block, int64_t columns) {
   return {here, (here + kPad - 1) / kPad * kPad};
 }
 
+// All columns of the blocks [begin, end).
+struct Range {
+  int64_t first, count;
+};
+
+template <typename Acc>
+Range block_range(int64_t begin, int64_t end, int64_t columns) {
+  const int64_t first = begin * kBlockColumns<Acc>;
+  return {first, std::min(end * kBlockColumns<Acc>, columns) - first};
+}
+
 // Runs body(first block, last block) on all threads. `rows` is the height of a block.
 template <typename Acc, typename Body>
 void parallel_blocks(int64_t columns, int64_t rows, const Body& body) {

@@ -100,15 +100,20 @@ void gradient_blocks(
   const int64_t D = features.D;
   const bool stream = output.large() && output.rows_aligned();
   parallel_blocks<Acc>(D, features.N, [&](int64_t begin, int64_t end) {
+    const Range columns = block_range<Acc>(begin, end, D);
+    for (int64_t k = plan.rows; k < features.N; ++k) {
+      std::memset(
+          output.at(plan.order[k], columns.first), 0, columns.count * output.element_bytes);
+    }
     PackedRows<Acc> rows(features, plan);
     const Scratch<Acc> grads(kChunkRows * kBlockColumns<Acc>);
     ColumnValues<Acc> mean, sum, shift;
-    typename TablePull<Acc>::Columns columns;
+    typename TablePull<Acc>::Columns pull_columns;
     for (int64_t block = begin; block < end; ++block) {
       rows.start(block);
       const Span span = rows.span();
       const int64_t column = block * kBlockColumns<Acc>;
-      const Pull<Acc> pull = table_pull.block(column, span, columns);
+      const Pull<Acc> pull = table_pull.block(column, span, pull_columns);
 
       const auto differentiate = [&](int64_t chunk, Acc* packed, int64_t count) {
         const Runs<Acc> runs = plan.chunk_runs(chunk);
@@ -146,9 +151,6 @@ void gradient_blocks(
           differentiate(chunk, packed, count);
           write(chunk, packed, count);
         });
-      }
-      for (int64_t k = plan.rows; k < features.N; ++k) {
-        std::memset(output.at(plan.order[k], column), 0, span.columns * output.element_bytes);
       }
     }
   });

@@ -26,6 +26,10 @@ void histogram_blocks(
   const Kernels<Acc>& kernel = kernels<Acc>();
   const int64_t D = features.D;
   parallel_blocks<Acc>(D, features.N, [&](int64_t begin, int64_t end) {
+    const Range columns = block_range<Acc>(begin, end, D);
+    for (const int32_t slot : plan.unused_slots) {
+      std::memset(output.table + slot * D + columns.first, 0, columns.count * sizeof(Acc));
+    }
     PackedRows<Acc> rows(features, plan);
     ColumnValues<Acc> mean, sum, magnitude;
     for (int64_t block = begin; block < end; ++block) {
@@ -61,9 +65,6 @@ void histogram_blocks(
         });
       }
       magnitude.write(output.magnitude + column, span);
-      for (const int32_t slot : plan.unused_slots) {
-        std::memset(output.table + slot * D + column, 0, span.columns * sizeof(Acc));
-      }
     }
   });
 }
