@@ -22,7 +22,8 @@ LIBRARY = "discfused._C"
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # only possible with --no-build-isolation
     raise SystemExit(
-        f"setuptools is {setuptools.__version__}, expected >= 77: pip install -U setuptools"
+        f"setuptools is {setuptools.__version__}, expected >= 77: "
+        "pip install 'setuptools>=77,<82'"  # some releases of torch refuse 82
     )
 
 

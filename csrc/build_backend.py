@@ -47,7 +47,7 @@ __all__ = [
 
 OLDEST_TORCH = "2.6"  # as in pyproject.toml
 WITHOUT_ISOLATION = (
-    "install torch, 'setuptools>=77' and ninja first, then discfused with --no-build-isolation"
+    "install torch, 'setuptools>=77,<82' and ninja first, then discfused with --no-build-isolation"
 )
 
 
