@@ -54,8 +54,7 @@ Range block_range(int64_t begin, int64_t end, int64_t columns) {
 template <typename Acc, typename Body>
 void parallel_blocks(int64_t columns, int64_t rows, const Body& body) {
   const int64_t cost = std::max<int64_t>(1, rows * kBlockColumns<Acc>);
-  at::parallel_for(
-      0, block_count<Acc>(columns), std::max<int64_t>(1, kGrain / cost), body);
+  at::parallel_for(0, block_count<Acc>(columns), std::max<int64_t>(1, kGrain / cost), body);
 }
 
 // Uninitialised memory that starts on a cache line.
@@ -63,16 +62,14 @@ template <typename Acc>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : memory_(static_cast<Acc*>(
-            ::operator new(count * sizeof(Acc), std::align_val_t{kAlignment}))) {}
+      : memory_(
+            static_cast<Acc*>(::operator new(count * sizeof(Acc), std::align_val_t{kAlignment}))) {}
 
   Acc* get() const { return memory_.get(); }
 
  private:
   struct Free {
-    void operator()(Acc* memory) const {
-      ::operator delete(memory, std::align_val_t{kAlignment});
-    }
+    void operator()(Acc* memory) const { ::operator delete(memory, std::align_val_t{kAlignment}); }
   };
   std::unique_ptr<Acc, Free> memory_;
 };
@@ -125,11 +122,13 @@ struct Features {
 template <typename Acc>
 class PackedRows {
  public:
+  using Chunk = typename RowPlan<Acc>::Chunk;
+
   PackedRows(const Features& features, const RowPlan<Acc>& plan)
       : features_(features),
         plan_(plan),
         fits_(plan.rows * kBlockColumns<Acc> * int64_t{sizeof(Acc)} <= kResidentBytes),
-        scratch_((fits_ ? plan.chunks() : 1) * kChunkRows * kBlockColumns<Acc>) {}
+        memory_((fits_ ? plan.rows : kChunkRows) * kBlockColumns<Acc>) {}
 
   void start(int64_t block) {
     source_ = features_.from_column(block * kBlockColumns<Acc>);
@@ -137,34 +136,33 @@ class PackedRows {
     packed_ = false;
   }
 
-  // True once a look has left the block in scratch memory, with the changes it made. A batch too
-  // tall for the cache is packed again at each look: reading it costs what reading a copy would.
+  Span span() const { return span_; }
+
+  // After a look: whether the next one finds the rows as this one left them. A batch that is too
+  // tall for the cache is packed again at each look: to read a copy would take as long.
   bool resident() const { return packed_ && fits_; }
 
-  // One look at the block: body(chunk, its rows, how many).
+  // One look at the block: body(chunk, its first row in the plan, its packed rows).
   template <typename Body>
   void for_each_chunk(const Body& body) {
-    Acc* const memory = scratch_.get();
-    for (int64_t chunk = 0; chunk < plan_.chunks(); ++chunk) {
-      const int64_t first = chunk * kChunkRows;
-      const int64_t rows = plan_.chunk_rows(chunk);
-      Acc* packed = fits_ ? memory + first * span_.width : memory;
+    int64_t first = 0;
+    for (const Chunk& chunk : plan_.chunks) {
+      Acc* packed = memory_.get() + (fits_ ? first * span_.width : 0);
       if (!resident()) {
         kernels<Acc>().pack[features_.type](
-            source_, plan_.order.data() + first, rows, plan_.rows - first, span_, packed);
+            source_, plan_.order.data() + first, chunk.rows, plan_.rows - first, span_, packed);
       }
-      body(chunk, packed, rows);
+      body(chunk, first, packed);
+      first += chunk.rows;
     }
     packed_ = true;
   }
-
-  Span span() const { return span_; }
 
  private:
   const Features& features_;
   const RowPlan<Acc>& plan_;
   bool fits_;
-  Scratch<Acc> scratch_;
+  Scratch<Acc> memory_;
   Source source_{};
   Span span_{};
   bool packed_ = false;

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include "cpu/kernels.h"
+
 namespace discfused::cpu {
 
 // const_data_ptr<T>() checks the element type.
@@ -27,7 +29,8 @@ Acc nonzero(Acc total) {
 
 inline int checked_activation(int64_t activation) {
   TORCH_CHECK_VALUE(
-      activation >= 0 && activation < 5, "activation is ", activation, ", expected 0 to 4");
+      activation >= 0 && activation < kActivations, "activation is ", activation,
+      ", expected 0 to ", kActivations - 1);
   return static_cast<int>(activation);
 }
 

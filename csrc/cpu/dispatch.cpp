@@ -8,10 +8,10 @@
 
 namespace discfused::cpu {
 
-#define DISCFUSED_KERNELS_OF(isa)               \
-  namespace isa {                               \
-  extern const Kernels<float> kernels_float;    \
-  extern const Kernels<double> kernels_double;  \
+#define DISCFUSED_KERNELS_OF(isa)              \
+  namespace isa {                              \
+  extern const Kernels<float> kernels_float;   \
+  extern const Kernels<double> kernels_double; \
   }
 DISCFUSED_KERNELS_OF(baseline)
 #ifdef DISCFUSED_X86

@@ -95,15 +95,16 @@ class TablePull {
 template <typename Acc>
 void gradient_blocks(
     const Features& features, const RowPlan<Acc>& plan, Acc total, int activation,
-    const Acc* given_mean, const Acc* table, const TablePull<Acc>& table_pull, const Output& output) {
+    const Acc* given_mean, const Acc* table, const TablePull<Acc>& table_pull,
+    const Output& output) {
+  using Chunk = typename RowPlan<Acc>::Chunk;
   const Kernels<Acc>& kernel = kernels<Acc>();
   const int64_t D = features.D;
   const bool stream = output.large() && output.rows_aligned();
   parallel_blocks<Acc>(D, features.N, [&](int64_t begin, int64_t end) {
     const Range columns = block_range<Acc>(begin, end, D);
     for (int64_t k = plan.rows; k < features.N; ++k) {
-      std::memset(
-          output.at(plan.order[k], columns.first), 0, columns.count * output.element_bytes);
+      std::memset(output.at(plan.order[k], columns.first), 0, columns.count * output.element_bytes);
     }
     PackedRows<Acc> rows(features, plan);
     const Scratch<Acc> grads(kChunkRows * kBlockColumns<Acc>);
@@ -115,22 +116,25 @@ void gradient_blocks(
       const int64_t column = block * kBlockColumns<Acc>;
       const Pull<Acc> pull = table_pull.block(column, span, pull_columns);
 
-      const auto differentiate = [&](int64_t chunk, Acc* packed, int64_t count) {
-        const Runs<Acc> runs = plan.chunk_runs(chunk);
-        const Table<const Acc> columns_of_table{table + column, D};
+      const auto differentiate = [&](const Chunk& chunk, int64_t, Acc* packed) {
+        const Runs<Acc> runs = chunk.view();
+        const Table<const Acc> block_table{table + column, D};
         if (plan.one_entry_per_row) {
-          kernel.differentiate[activation](
-              packed, mean, runs, pull, span, columns_of_table, sum);
+          kernel.differentiate[activation](packed, mean, runs, pull, span, block_table, sum);
         } else {
-          std::memset(grads.get(), 0, count * span.width * sizeof(Acc));
-          kernel.spread(grads.get(), runs, pull, span, columns_of_table);
-          kernel.pull_back[activation](packed, mean, grads.get(), count, span, sum);
+          std::memset(grads.get(), 0, chunk.rows * span.width * sizeof(Acc));
+          kernel.spread(grads.get(), runs, pull, span, block_table);
+          kernel.pull_back[activation](packed, mean, grads.get(), chunk.rows, span, sum);
         }
       };
-      const auto write = [&](int64_t chunk, Acc* packed, int64_t count) {
+      const auto write = [&](const Chunk& chunk, int64_t first, Acc* packed) {
         kernel.unpack[features.type](
-            packed, plan.chunk_weight(chunk), shift, plan.order.data() + chunk * kChunkRows,
-            count, span, {output.at(0, column), D, stream});
+            packed, plan.weight.data() + first, shift, plan.order.data() + first, chunk.rows, span,
+            {output.at(0, column), D, stream});
+      };
+      const auto differentiate_and_write = [&](const Chunk& chunk, int64_t first, Acc* packed) {
+        differentiate(chunk, first, packed);
+        write(chunk, first, packed);
       };
 
       sum.fill(0);
@@ -140,17 +144,14 @@ void gradient_blocks(
         rows.for_each_chunk(differentiate);
         // Every row has moved the mean, and with it all the others.
         for (int64_t j = 0; j < span.width; ++j) shift[j] = sum[j] / total;
-        const bool differentiated = rows.resident();
-        rows.for_each_chunk([&](int64_t chunk, Acc* packed, int64_t count) {
-          if (!differentiated) differentiate(chunk, packed, count);
-          write(chunk, packed, count);
-        });
+        if (rows.resident()) {
+          rows.for_each_chunk(write);
+        } else {
+          rows.for_each_chunk(differentiate_and_write);
+        }
       } else {
         mean.fill(0);
-        rows.for_each_chunk([&](int64_t chunk, Acc* packed, int64_t count) {
-          differentiate(chunk, packed, count);
-          write(chunk, packed, count);
-        });
+        rows.for_each_chunk(differentiate_and_write);
       }
     }
   });
@@ -197,8 +198,8 @@ at::Tensor gradient_as(
   if (output.large()) advise_huge_pages(output);
   gradient_blocks<Acc>(
       x, plan, nonzero(scalar<Acc>(total, "total")), activation,
-      mean ? means.const_data_ptr<Acc>() : nullptr, rows_of_table.const_data_ptr<Acc>(),
-      table_pull, output);
+      mean ? means.const_data_ptr<Acc>() : nullptr, rows_of_table.const_data_ptr<Acc>(), table_pull,
+      output);
   return dx;
 }
 
@@ -211,8 +212,7 @@ at::Tensor gradient(
     const std::optional<at::Tensor>& feature_coef, const std::optional<at::Tensor>& slot_coef,
     const std::optional<at::Tensor>& grad_gini, const std::optional<at::Tensor>& grad_kl,
     double gini_weight, double kl_weight) {
-  const auto run =
-      features.scalar_type() == at::kDouble ? gradient_as<double> : gradient_as<float>;
+  const auto run = features.scalar_type() == at::kDouble ? gradient_as<double> : gradient_as<float>;
   return run(
       features, slot, row_weight, total, soft, mean, table, checked_activation(activation),
       {feature_coef, slot_coef, grad_gini, grad_kl, gini_weight, kl_weight});

@@ -23,6 +23,7 @@ template <typename Acc>
 void histogram_blocks(
     const Features& features, const RowPlan<Acc>& plan, Acc total, int activation,
     const Acc* given_mean, const Output<Acc>& output) {
+  using Chunk = typename RowPlan<Acc>::Chunk;
   const Kernels<Acc>& kernel = kernels<Acc>();
   const int64_t D = features.D;
   parallel_blocks<Acc>(D, features.N, [&](int64_t begin, int64_t end) {
@@ -36,16 +37,17 @@ void histogram_blocks(
       rows.start(block);
       const Span span = rows.span();
       const int64_t column = block * kBlockColumns<Acc>;
-      const auto add_moments = [&](int64_t chunk, Acc* packed, int64_t count) {
-        kernel.moments[activation](packed, plan.chunk_weight(chunk), count, span, sum, magnitude);
+      const auto add_moments = [&](const Chunk& chunk, int64_t first, Acc* packed) {
+        const Acc* weight = plan.weight.data() + first;
+        kernel.moments[activation](packed, weight, chunk.rows, span, sum, magnitude);
       };
-      const auto add_to_table = [&](int64_t chunk, Acc* packed, int64_t count) {
-        const Runs<Acc> runs = plan.chunk_runs(chunk);
+      const auto add_to_table = [&](const Chunk& chunk, int64_t, Acc* packed) {
+        const Runs<Acc> runs = chunk.view();
         const Table<Acc> table{output.table + column, D};
         if (plan.one_entry_per_row) {
           kernel.gather[activation](packed, mean, runs, span, table);
         } else {
-          kernel.activate[activation](packed, mean, count, span);
+          kernel.activate[activation](packed, mean, chunk.rows, span);
           kernel.gather_activated(packed, mean, runs, span, table);
         }
       };
@@ -59,9 +61,9 @@ void histogram_blocks(
         rows.for_each_chunk(add_to_table);
       } else {
         given_mean ? mean.read(given_mean + column, span) : mean.fill(0);
-        rows.for_each_chunk([&](int64_t chunk, Acc* packed, int64_t count) {
-          add_moments(chunk, packed, count);
-          add_to_table(chunk, packed, count);
+        rows.for_each_chunk([&](const Chunk& chunk, int64_t first, Acc* packed) {
+          add_moments(chunk, first, packed);
+          add_to_table(chunk, first, packed);
         });
       }
       magnitude.write(output.magnitude + column, span);
@@ -105,8 +107,8 @@ std::tuple<std::optional<at::Tensor>, at::Tensor, at::Tensor> histogram(
   const bool in_double = features.scalar_type() == at::kDouble;
   const auto run = in_double ? histogram_as<double> : histogram_as<float>;
   return run(
-      features, slot, row_weight, total, soft, slots, checked_activation(activation), center,
-      mean, in_double ? at::kDouble : at::kFloat);
+      features, slot, row_weight, total, soft, slots, checked_activation(activation), center, mean,
+      in_double ? at::kDouble : at::kFloat);
 }
 
 }  // namespace discfused::cpu

@@ -2,8 +2,9 @@
 //
 // A kernel sees a block: a few columns of the batch, whose rows have been packed into contiguous
 // memory in the accumulation type, in the order of a RowPlan. Rows come in chunks, so that what a
-// kernel works on stays in the first-level cache and sums have two levels: rows of a chunk, then
-// chunks. No ATen here: these files must not compile library code for a foreign processor.
+// kernel works on stays in the first-level cache and sums have two levels: the rows of a chunk,
+// then the chunks. No ATen here: what library headers define inline must not be compiled for
+// another processor.
 #pragma once
 
 #include <cstdint>
@@ -16,36 +17,19 @@ namespace discfused::cpu {
 
 constexpr int64_t kChunkRows = 64;
 constexpr int64_t kAlignment = 64;  // bytes
-constexpr int kActivations = 5;      // the values of Activation in disc_math.h
+constexpr int kActivations = 5;     // the values of Activation in disc_math.h
 
-// Where to find the element types of features in Kernels::pack and Kernels::unpack.
+// Element types of features, as indices of Kernels::pack and Kernels::unpack.
 enum FeatureType : int { kAccumulated, kHalf, kBFloat16, kFeatureTypes };
 
-// The part of one chunk that belongs to one slot.
-struct Run {
-  int64_t begin;  // entries [begin, end)
-  int64_t end;
-  int32_t slot;
-  bool opens;  // the slot's first run: its row of the table is written, not added to
-};
-
-// entry: row of the chunk * weight, part of the sum of a slot
-template <typename Acc>
-struct Runs {
-  const Run* begin;
-  const Run* end;
-  const uint8_t* entry_row;   // [entries]
-  const Acc* entry_weight;    // [entries]
-};
-
-// Columns of a packed block: `columns` that exist, padded with zeros to `width`, a multiple of
-// kAlignment bytes.
+// Columns of a block: those that exist, padded with zeros to `width`, a multiple of kAlignment
+// bytes. What a kernel takes per column has the same padding.
 struct Span {
   int64_t columns;
   int64_t width;
 };
 
-// A matrix in memory, from the first column of the block on.
+// A matrix of features, from the first column of the block on. Strides in elements.
 struct Source {
   const void* data;
   int64_t row_stride;
@@ -55,20 +39,37 @@ struct Source {
 struct Target {
   void* data;
   int64_t row_stride;
-  bool stream;  // write past the caches; rows of the block are aligned to kAlignment
+  bool stream;  // write past the caches; its rows are aligned to kAlignment
 };
 
-// [S, columns], also from the first column of the block on.
+// [S, columns], likewise.
 template <typename Acc>
 struct Table {
   Acc* data;
   int64_t stride;
 };
 
-// Per column of the block, [width] each: see FeaturePull.
+// What a chunk adds to one slot: entries [begin, end).
+struct Run {
+  int64_t begin;
+  int64_t end;
+  int32_t slot;
+  bool opens;  // the slot's first run: its row of the table is written, not added to
+};
+
+// The runs of a chunk. Each entry is a weight times a row of the chunk.
+template <typename Acc>
+struct Runs {
+  const Run* begin;
+  const Run* end;
+  const uint8_t* entry_row;
+  const Acc* entry_weight;
+};
+
+// What turns the table into its gradient G: see FeaturePull in disc_math.h.
 template <typename Acc>
 struct Pull {
-  const Acc* outer;
+  const Acc* outer;  // per column, like the next two
   const Acc* constant;
   const Acc* slope;
   const Acc* slot_offset;  // [S]
@@ -84,7 +85,7 @@ struct Kernels {
   using Unpack = void (*)(
       const Acc* packed, const Acc* weight, const Acc* shift, const int64_t* order, int64_t rows,
       Span span, const Target& target);
-  // sum += weight^T packed, magnitude += weight^T |packed| (or its square: size_of)
+  // sum += weight^T packed, magnitude += weight^T size_of(packed)
   using Moments = void (*)(
       const Acc* packed, const Acc* weight, int64_t rows, Span span, Acc* sum, Acc* magnitude);
 
@@ -98,16 +99,16 @@ struct Kernels {
       Acc* packed, const Acc* mean, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
       const Table<const Acc>& table, Acc* sum);
 
-  // The same in two steps, for rows that are in several runs:
-  // packed = phi(packed - mean); then gather_activated
+  // The same in two steps, for rows that are several entries or none:
+  // packed = phi(packed - mean), then gather_activated
   using Activate = void (*)(Acc* packed, const Acc* mean, int64_t rows, Span span);
   // grads[entry_row] += entry_weight * G[run.slot]
   using Spread = void (*)(
       Acc* grads, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
       const Table<const Acc>& table);
   // packed = phi'(packed - mean) * grads, sum += its rows
-  using PullBack = void (*)(
-      Acc* packed, const Acc* mean, const Acc* grads, int64_t rows, Span span, Acc* sum);
+  using PullBack =
+      void (*)(Acc* packed, const Acc* mean, const Acc* grads, int64_t rows, Span span, Acc* sum);
 
   // inverse = 1 / T, squares = sum_s P_s^2, class_sum[s] = sum over the columns of P_s
   using Summarize = void (*)(

@@ -42,8 +42,7 @@ class PresentClasses {
 
 template <typename Acc>
 const Acc* optional_weights(
-    const std::optional<at::Tensor>& weights, at::Tensor& holder, int64_t size,
-    const char* name) {
+    const std::optional<at::Tensor>& weights, at::Tensor& holder, int64_t size, const char* name) {
   if (!weights) return nullptr;
   check_shape(*weights, {size}, name);
   holder = weights->contiguous();
@@ -115,8 +114,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> members(
     const at::Tensor& target, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& sample_weight, int64_t num_classes, int64_t slots,
     int64_t ignore_index, bool double_precision) {
-  TORCH_CHECK_VALUE(
-      target.dim() == 1, "target has shape ", target.sizes(), ", expected [N]");
+  TORCH_CHECK_VALUE(target.dim() == 1, "target has shape ", target.sizes(), ", expected [N]");
   TORCH_CHECK_VALUE(
       slots >= 0 && slots <= std::numeric_limits<int32_t>::max(), "slots is ", slots,
       ", expected at most 2^31 - 1");

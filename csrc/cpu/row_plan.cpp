@@ -2,21 +2,35 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "cpu/checks.h"
 
 namespace discfused::cpu {
 
 namespace {
 
-int64_t chunks_of(int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
+template <typename Acc>
+using Chunk = typename RowPlan<Acc>::Chunk;
+
+template <typename Acc>
+void split_into_chunks(RowPlan<Acc>& plan) {
+  plan.chunks.resize((plan.rows + kChunkRows - 1) / kChunkRows);
+  for (Chunk<Acc>& chunk : plan.chunks) {
+    const int64_t first = (&chunk - plan.chunks.data()) * kChunkRows;
+    chunk.rows = std::min(kChunkRows, plan.rows - first);
+  }
+}
 
 // Marks the first run of every slot and lists the slots without one.
 template <typename Acc>
 void open_slots(RowPlan<Acc>& plan, int64_t S) {
   std::vector<bool> opened(S);
-  for (Run& run : plan.runs) {
-    run.opens = !opened[run.slot];
-    opened[run.slot] = true;
+  for (Chunk<Acc>& chunk : plan.chunks) {
+    for (Run& run : chunk.runs) {
+      run.opens = !opened[run.slot];
+      opened[run.slot] = true;
+    }
   }
   for (int64_t s = 0; s < S; ++s) {
     if (!opened[s]) plan.unused_slots.push_back(static_cast<int32_t>(s));
@@ -26,16 +40,16 @@ void open_slots(RowPlan<Acc>& plan, int64_t S) {
 // slot [N] holds -1 for a row that does not count.
 template <typename Acc>
 RowPlan<Acc> plan_hard(const int32_t* slot, const Acc* row_weight, int64_t N, int64_t S) {
-  RowPlan<Acc> plan;
-  // A stable counting sort: equal slots keep the order of their rows, whatever the thread count.
+  // A stable counting sort: equal slots keep the order of their rows.
   std::vector<int64_t> place(S + 1);
   for (int64_t i = 0; i < N; ++i) {
-    TORCH_CHECK(slot[i] < S, "slot[", i, "] is ", slot[i], ", expected less than ", S);
+    TORCH_CHECK_INDEX(slot[i] < S, "slot[", i, "] is ", slot[i], ", expected less than ", S);
     if (slot[i] >= 0) ++place[slot[i] + 1];
   }
   for (int64_t s = 0; s < S; ++s) place[s + 1] += place[s];
-  plan.rows = place[S];
 
+  RowPlan<Acc> plan;
+  plan.rows = place[S];
   plan.order.resize(N);
   plan.weight.resize(plan.rows);
   int64_t rest = plan.rows;
@@ -49,94 +63,98 @@ RowPlan<Acc> plan_hard(const int32_t* slot, const Acc* row_weight, int64_t N, in
     }
   }
 
-  // Every row is an entry of its own.
-  plan.entry_weight = plan.weight;
-  plan.entry_row.resize(plan.rows);
-  plan.first_run.reserve(chunks_of(plan.rows) + 1);
-  for (int64_t k = 0; k < plan.rows; ++k) {
-    const int32_t s = slot[plan.order[k]];
-    plan.entry_row[k] = static_cast<uint8_t>(k % kChunkRows);
-    const bool chunk_begins = k % kChunkRows == 0;
-    if (chunk_begins) plan.first_run.push_back(static_cast<int64_t>(plan.runs.size()));
-    if (chunk_begins || plan.runs.back().slot != s) plan.runs.push_back({k, k, s, false});
-    ++plan.runs.back().end;
+  split_into_chunks(plan);
+  int64_t k = 0;
+  for (Chunk<Acc>& chunk : plan.chunks) {
+    for (int64_t row = 0; row < chunk.rows; ++row, ++k) {
+      const int32_t s = slot[plan.order[k]];
+      if (row == 0 || chunk.runs.back().slot != s) chunk.runs.push_back({row, row, s, false});
+      ++chunk.runs.back().end;
+      chunk.entry_row.push_back(static_cast<uint8_t>(row));
+      chunk.entry_weight.push_back(plan.weight[k]);
+    }
   }
-  plan.first_run.push_back(static_cast<int64_t>(plan.runs.size()));
   open_slots(plan, S);
   return plan;
 }
 
+template <typename Acc>
+struct SoftLabels {
+  const Acc* data;  // [N, S]
+  int64_t row_stride, column_stride, S;
+};
+
+// Collects the nonzero labels of a chunk and sorts them by slot. Its memory serves chunk after
+// chunk.
+template <typename Acc>
+class ChunkSorter {
+ public:
+  explicit ChunkSorter(const SoftLabels<Acc>& labels) : labels_(labels), place_(labels.S) {}
+
+  void fill(const int64_t* order, Chunk<Acc>& chunk) {
+    entries_.clear();
+    std::fill(place_.begin(), place_.end(), 0);
+    for (int64_t row = 0; row < chunk.rows; ++row) {
+      const Acc* label = labels_.data + order[row] * labels_.row_stride;
+      for (int64_t s = 0; s < labels_.S; ++s) {
+        const Acc weight = label[s * labels_.column_stride];
+        if (weight == 0) continue;
+        entries_.push_back({weight, static_cast<int32_t>(s), static_cast<uint8_t>(row)});
+        ++place_[s];
+      }
+    }
+    int64_t next = 0;
+    for (int64_t s = 0; s < labels_.S; ++s) {
+      const int64_t count = place_[s];
+      place_[s] = next;
+      next += count;
+      if (count > 0) chunk.runs.push_back({place_[s], next, static_cast<int32_t>(s), false});
+    }
+    chunk.entry_row.resize(entries_.size());
+    chunk.entry_weight.resize(entries_.size());
+    for (const Entry& entry : entries_) {
+      const int64_t at = place_[entry.slot]++;
+      chunk.entry_row[at] = entry.row;
+      chunk.entry_weight[at] = entry.weight;
+    }
+  }
+
+ private:
+  struct Entry {
+    Acc weight;
+    int32_t slot;
+    uint8_t row;
+  };
+  SoftLabels<Acc> labels_;
+  std::vector<int64_t> place_;
+  std::vector<Entry> entries_;
+};
+
 // A row counts unless its weight is 0.
 template <typename Acc>
-RowPlan<Acc> plan_soft(
-    const Acc* soft, int64_t row_stride, int64_t column_stride, const Acc* row_weight, int64_t N,
-    int64_t S) {
+RowPlan<Acc> plan_soft(const SoftLabels<Acc>& labels, const Acc* row_weight, int64_t N) {
   RowPlan<Acc> plan;
   plan.one_entry_per_row = false;
   plan.order.reserve(N);
   for (int64_t i = 0; i < N; ++i) {
-    if (row_weight[i] != 0) plan.order.push_back(i);
+    if (row_weight[i] == 0) continue;
+    plan.order.push_back(i);
+    plan.weight.push_back(row_weight[i]);
   }
   plan.rows = static_cast<int64_t>(plan.order.size());
   for (int64_t i = 0; i < N; ++i) {
     if (row_weight[i] == 0) plan.order.push_back(i);
   }
-  plan.weight.reserve(plan.rows);
-  for (int64_t k = 0; k < plan.rows; ++k) plan.weight.push_back(row_weight[plan.order[k]]);
 
-  const int64_t chunks = chunks_of(plan.rows);
-  const auto for_each_entry = [&](int64_t chunk, auto&& body) {
-    const int64_t first = chunk * kChunkRows;
-    for (int64_t r = 0; r < plan.chunk_rows(chunk); ++r) {
-      const Acc* row = soft + plan.order[first + r] * row_stride;
-      for (int64_t s = 0; s < S; ++s) {
-        const Acc weight = row[s * column_stride];
-        if (weight != 0) body(s, static_cast<uint8_t>(r), weight);
-      }
-    }
-  };
-
-  // Twice over the labels: to learn where each chunk's runs and entries go, then to fill them in.
-  std::vector<int64_t> first_entry(chunks + 1);
-  plan.first_run.assign(chunks + 1, 0);
+  split_into_chunks(plan);
+  const int64_t chunks = static_cast<int64_t>(plan.chunks.size());
   at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> count(S);
+    ChunkSorter<Acc> sorter(labels);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      count.assign(S, 0);
-      for_each_entry(chunk, [&](int64_t s, uint8_t, Acc) { ++count[s]; });
-      for (int64_t s = 0; s < S; ++s) {
-        first_entry[chunk + 1] += count[s];
-        plan.first_run[chunk + 1] += count[s] != 0;
-      }
+      sorter.fill(plan.order.data() + chunk * kChunkRows, plan.chunks[chunk]);
     }
   });
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    first_entry[chunk + 1] += first_entry[chunk];
-    plan.first_run[chunk + 1] += plan.first_run[chunk];
-  }
-  plan.runs.resize(plan.first_run[chunks]);
-  plan.entry_row.resize(first_entry[chunks]);
-  plan.entry_weight.resize(first_entry[chunks]);
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> place(S);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      place.assign(S, 0);
-      for_each_entry(chunk, [&](int64_t s, uint8_t, Acc) { ++place[s]; });
-      int64_t entry = first_entry[chunk];
-      Run* run = plan.runs.data() + plan.first_run[chunk];
-      for (int64_t s = 0; s < S; ++s) {
-        const int64_t count = place[s];
-        place[s] = entry;
-        if (count != 0) *run++ = {entry, entry + count, static_cast<int32_t>(s), false};
-        entry += count;
-      }
-      for_each_entry(chunk, [&](int64_t s, uint8_t row, Acc weight) {
-        plan.entry_row[place[s]] = row;
-        plan.entry_weight[place[s]++] = weight;
-      });
-    }
-  });
-  open_slots(plan, S);
+  open_slots(plan, labels.S);
   return plan;
 }
 
@@ -150,9 +168,8 @@ RowPlan<Acc> make_plan(
   const at::Tensor weight = row_weight.contiguous();
   if (soft) {
     check_shape(*soft, {N, S}, "soft");
-    return plan_soft(
-        soft->const_data_ptr<Acc>(), soft->stride(0), soft->stride(1),
-        weight.const_data_ptr<Acc>(), N, S);
+    const SoftLabels<Acc> labels{soft->const_data_ptr<Acc>(), soft->stride(0), soft->stride(1), S};
+    return plan_soft(labels, weight.const_data_ptr<Acc>(), N);
   }
   check_shape(slot, {N}, "slot");
   const at::Tensor slots = slot.contiguous();

@@ -100,8 +100,7 @@ void project_features(const TermsInput<Acc>& in, int64_t live, const Coefs<Acc>&
     for (int64_t block = begin; block < end; ++block) {
       const Span span = block_span<Acc>(block, in.D);
       const int64_t column = block * kBlockColumns<Acc>;
-      kernels<Acc>().project(
-          {in.table + column, in.D}, in.S, coefs.slot, span, projection);
+      kernels<Acc>().project({in.table + column, in.D}, in.S, coefs.slot, span, projection);
       for (int64_t j = 0; j < span.columns; ++j) {
         Acc* coef = coefs.feature + column + j;
         const Acc inverse = coef[in.D];
@@ -121,14 +120,16 @@ auto terms_as(
   check_shape(magnitude, {D}, "magnitude");
   check_shape(prior, {S}, "prior");
   const at::Tensor H = table.contiguous(), scale = magnitude.contiguous(), pi = prior.contiguous();
-  const TermsInput<Acc> in{
-      H.const_data_ptr<Acc>(), scale.const_data_ptr<Acc>(), pi.const_data_ptr<Acc>(), S, D,
-      reverse};
+  const TermsInput<Acc> in{H.const_data_ptr<Acc>(),
+                           scale.const_data_ptr<Acc>(),
+                           pi.const_data_ptr<Acc>(),
+                           S,
+                           D,
+                           reverse};
 
   at::Tensor feature_coef = at::empty({4, D}, table.options());
   at::Tensor slot_coef = at::empty({S}, table.options());
-  const Coefs<Acc> coefs{
-      feature_coef.mutable_data_ptr<Acc>(), slot_coef.mutable_data_ptr<Acc>()};
+  const Coefs<Acc> coefs{feature_coef.mutable_data_ptr<Acc>(), slot_coef.mutable_data_ptr<Acc>()};
   const Scratch<Acc> class_sum(block_count<Acc>(D) * S);
 
   double gini = 0, kl = 0;

@@ -2,6 +2,7 @@
 //
 // GNU vector types rather than intrinsics: gcc and clang lower them to any instruction set.
 // Included by kernels_impl.h only.
+#pragma once
 
 #include "disc_math.h"
 
@@ -71,14 +72,15 @@ inline Vector<T> clear_sign(Vector<T> v) {
   return bits_as<Vector<T>>(bits_as<Bits<T>>(v) & ~Bits<T>{} >> 1);
 }
 
+// The sum of all lanes, by halves. Inner types because an alias cannot carry the attribute.
 template <typename T, int64_t kBytes = DISCFUSED_VECTOR_BYTES>
 struct Lanes {
   typedef T All __attribute__((vector_size(kBytes)));
-  typedef T Half __attribute__((vector_size(kBytes / 2)));
+  typedef T HalfOfAll __attribute__((vector_size(kBytes / 2)));
 
   static T sum(All v) {
     if constexpr (kBytes > 16) {
-      Half halves[2];
+      HalfOfAll halves[2];
       std::memcpy(halves, &v, sizeof v);
       return Lanes<T, kBytes / 2>::sum(halves[0] + halves[1]);
     } else if constexpr (sizeof(T) == 4) {
@@ -89,8 +91,8 @@ struct Lanes {
   }
 };
 
-// Past the caches, for what is too large to be found there again: the processor need not read a
-// line before it overwrites it. `to` is aligned to kAlignment with its first vector.
+// Stores past the caches, for what is too large to be found there again: the processor need not
+// read a line before it overwrites it. `to` is aligned to the size of v.
 template <typename V>
 inline void stream(void* to, V v) {
 #ifdef DISCFUSED_X86
@@ -132,7 +134,7 @@ inline HalfBits load_bits(const T* from) {
   return v;
 }
 
-// widen(T*) loads as Vector<Acc>, narrow<T>(v) rounds to the bits of as many T.
+// widen(from) loads a vector of the accumulation type; narrow<T>(v) rounds one to T's bits.
 
 inline Vector<float> widen(const float* from) { return load(from); }
 inline Vector<double> widen(const double* from) { return load(from); }
@@ -151,13 +153,7 @@ inline Vector<float> widen(const Half* from) {
   return bits_as<Vector<float>>(sign | (magnitude >= 0x0f800000 ? special : finite));
 }
 
-template <typename T>
-inline Vector<T> narrow(Vector<T> v) {
-  return v;
-}
-
-template <typename T, std::enable_if_t<std::is_same_v<T, BFloat16>, int> = 0>
-inline HalfBits narrow(Vector<float> v) {
+inline HalfBits to_bfloat16(Vector<float> v) {
   const Bits<float> bits = bits_as<Bits<float>>(v);
   // Half a unit, or a hair less where the last kept bit is 0: round to nearest even.
   const Bits<float> rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -165,8 +161,7 @@ inline HalfBits narrow(Vector<float> v) {
   return __builtin_convertvector(v == v ? rounded : nan, HalfBits);
 }
 
-template <typename T, std::enable_if_t<std::is_same_v<T, Half>, int> = 0>
-inline HalfBits narrow(Vector<float> v) {
+inline HalfBits to_half(Vector<float> v) {
   const Bits<float> bits = bits_as<Bits<float>>(v);
   const Bits<float> sign = bits >> 16 & 0x8000;
   const Bits<float> magnitude = bits & 0x7fffffff;
@@ -183,10 +178,22 @@ inline HalfBits narrow(Vector<float> v) {
   return __builtin_convertvector(half | sign, HalfBits);
 }
 
+template <typename T, typename V>
+inline auto narrow(V v) {
+  if constexpr (std::is_same_v<T, Half>) {
+    return to_half(v);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return to_bfloat16(v);
+  } else {
+    return v;
+  }
+}
+
 // ---------------------------------------------------------------- exp and log1p
 
+// How 2^k is written in T, and how many terms of a series reach T's last bit.
 template <typename T>
-struct Exponent;  // what a 2^k is made of, and the series lengths that reach the last bit
+struct Exponent;
 
 template <>
 struct Exponent<float> {
@@ -233,10 +240,10 @@ namespace discfused {
 
 namespace isa = cpu::DISCFUSED_ISA;
 
-#define DISCFUSED_FOR_VECTORS(function, kernel, T)                  \
-  template <>                                                       \
+#define DISCFUSED_FOR_VECTORS(function, kernel, T)                   \
+  template <>                                                        \
   inline isa::Vector<T> function<isa::Vector<T>>(isa::Vector<T> x) { \
-    return isa::kernel<T>(x);                                       \
+    return isa::kernel<T>(x);                                        \
   }
 DISCFUSED_FOR_VECTORS(absolute, clear_sign, float)
 DISCFUSED_FOR_VECTORS(absolute, clear_sign, double)
