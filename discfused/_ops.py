@@ -41,7 +41,7 @@ def _disc_terms(
     labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
     settings = Settings(activation, center, reverse, eps)
     terms, histogram, members = _autograd.terms_forward(
-        backends.get(backend), features, labels, prior, settings, 1.0, 1.0
+        backends.get(backend), features, labels, prior, settings, 1.0, 1.0, for_backward=True
     )
     rows = members.slot, members.row_weight, members.total
     coefs = histogram.table, terms.feature_coef, terms.slot_coef
@@ -53,11 +53,12 @@ def _disc_terms_backward(
     activation, backend, slot, row_weight, total, mean, table, feature_coef, slot_coef,
 ):  # fmt: skip
     labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
-    pull = Pull(feature_coef, slot_coef, grad_gini, grad_kl, 1.0, 1.0)
+    chosen, mean = backends.get(backend), _or_none(mean)
+    slope = _autograd.keeps_slope(chosen, features, labels, mean is not None)  # as forward did
+    pull = Pull(feature_coef, slot_coef, grad_gini, grad_kl, 1.0, 1.0, slope)
     return _autograd.gradient(
-        backends.get(backend), features, labels, (slot, row_weight, total), _or_none(mean), table,
-        activation, pull,
-    )  # fmt: skip
+        chosen, features, labels, (slot, row_weight, total), mean, table, activation, pull
+    )
 
 
 def _class_histogram(
@@ -110,9 +111,9 @@ def _disc_terms_fake(
     # sym_min, not a comparison: N <= C must not become a guard, or batches on either side of it
     # would need a graph each.
     S = num_classes if target.is_floating_point() else torch.sym_min(num_classes, N)
-    dtype = accumulation_dtype(features.dtype)
+    dtype, K = accumulation_dtype(features.dtype), backends.get(backend).coef_rows
     gini, kl, table, feature_coef, slot_coef = (
-        features.new_empty(shape, dtype=dtype) for shape in ((), (), (S, D), (4, D), (S,))
+        features.new_empty(shape, dtype=dtype) for shape in ((), (), (S, D), (K, D), (S,))
     )
     return gini, kl, *_fake_rows(features, target, center), table, feature_coef, slot_coef
 

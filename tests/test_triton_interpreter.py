@@ -17,7 +17,7 @@ import discfused
 from cases import LABELS, LAYOUTS, OPTIONS, features, labels, soft_labels
 from discfused import backends, class_histogram, disc_terms, fused_disc_loss
 from discfused.backends import triton_backend, triton_runtime, triton_soft
-from discfused.backends.contract import Labels, Members
+from discfused.backends.contract import Labels
 from test_facts import (  # noqa: F401 (collected here, with the fixture `backend` below)
     test_dead_features_get_no_gradient,
     test_extreme_half_precision_features_are_finite,
@@ -221,7 +221,8 @@ def test_members(path, C):
     sample_weight[4] = 0
     weight[y[5]] = 0
     stage = backends.get("triton").members
-    got = stage(Labels(y, weight, sample_weight, C, -100), min(N, C), torch.float32)
+    x = features(N, 3, torch.float32)
+    got = stage(Labels(y, weight, sample_weight, C, -100), min(N, C), x, "relu")
     n = torch.where(y == -100, 0, weight[y.clamp(min=0)] * sample_weight)
     torch.testing.assert_close(got.row_weight, n)
     torch.testing.assert_close(got.total, n.sum())
@@ -235,10 +236,11 @@ def test_members(path, C):
     torch.testing.assert_close(got.share[there], share[got.slot_class[there]])
     assert (got.share[~there] == 0).all()
     # What only this backend adds: each slot's rows lie together, in their own order.
-    assert sorted(got.order.tolist()) == list(range(N))
+    order, span = got.extra[:2]
+    assert sorted(order.tolist()) == list(range(N))
     for s in range(min(N, C)):
-        start, count = got.span[:, s].tolist()
-        rows = got.order[start : start + count]
+        start, count = span[:, s].tolist()
+        rows = order[start : start + count]
         assert torch.equal(rows.long(), (got.slot == s).nonzero().flatten())
 
 
@@ -246,10 +248,10 @@ def test_histogram_without_the_order(path):
     """Members that another stage has put together."""
     y, x = labels(20, 6), features(20, 7)
     backend = backends.get("triton")
-    members = backend.members(Labels(y, None, None, 6, -100), 6, torch.float64)
+    members = backend.members(Labels(y, None, None, 6, -100), 6, x, "relu")
     expected = backend.histogram(x, members, "relu", True)
-    got = backend.histogram(x, Members(*members), "relu", True)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    got = backend.histogram(x, members._replace(extra=None), "relu", True)
+    assert all(torch.equal(a, b) for a, b in zip(got[:3], expected[:3], strict=True))
     shifted = backend.histogram(x, members, "relu", True, mean=expected.mean + 0.1)
     torch.testing.assert_close(
         shifted.table, torch.eye(6).double()[y].T @ (x - expected.mean - 0.1).relu()
@@ -262,11 +264,12 @@ def test_bad_labels_are_counted_and_reach_the_user(path, C):
     """No label out of range is followed; the error says how many there were."""
     y = labels(20, C)
     y[3], y[7], y[8], y[11] = C, -1, 2**40, -100
+    x = features(20, 3, torch.float32)
     stage = backends.get("triton").members
     bad, good = (Labels(target, torch.rand(C), None, C, -100) for target in (y, labels(20, C)))
     with pytest.raises(IndexError, match="3 labels of a batch"):
-        stage(bad, min(20, C), torch.float32)
-    stage(good, min(20, C), torch.float32)
+        stage(bad, min(20, C), x, "relu")
+    stage(good, min(20, C), x, "relu")
 
 
 def test_table_gradient_of_soft_labels_is_that_of_the_contract():

@@ -15,7 +15,7 @@ C.
 order: the same bits on every run and for every number of threads.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class Members(NamedTuple):
     slot_class: Tensor  # [S] int64: the class of a slot, -1 for an empty slot
     share: Tensor  # [S] acc: sum_i m_ic / sum_i n_i, the distribution of the classes in the batch
     soft: Tensor | None = None  # [N, C] acc: m itself, for soft labels
+    extra: Any = None  # what a backend's members stage keeps for its own histogram stage
 
 
 class Histogram(NamedTuple):
@@ -77,13 +78,18 @@ class Histogram(NamedTuple):
     # [D] acc: sum_i n_i |x_ij|, or sum_i n_i x_ij^2 for the square activation. Of the same power of
     # x as the mass of a feature, which is compared with it to tell whether the feature is dead.
     magnitude: Tensor
+    # [S, D] acc: F_cj = sum_i m_ic phi'(x_ij - mu_j) = -d H_cj / d mu_j, where it was asked for
+    slope: Tensor | None = None
 
 
 class Terms(NamedTuple):
     penalty: Tensor  # [] acc: gini_weight * gini + kl_weight * kl
     gini: Tensor  # [] acc
     kl: Tensor  # [] acc
-    # [4, D] acc, all 0 for a dead feature: 1 / (L T_j), 1 / T_j, sum_c P_cj^2, sum_c A_c P_cj
+    # [coef_rows, D] acc, all 0 for a dead feature:
+    # 0-3  1 / (L T_j), 1 / T_j, sum_c P_cj^2 = squares, sum_c A_c P_cj = projection
+    # 4-5  squares sum_c F_cj - sum_c F_cj P_cj, sum_c A_c F_cj - projection sum_c F_cj;
+    #      of no meaning if the histogram has no slope
     feature_coef: Tensor
     slot_coef: Tensor  # [S] acc: A_c
 
@@ -93,19 +99,27 @@ class Pull(NamedTuple):
 
     G_cj = 1 / (L T_j) * (2 grad_gini (sum_k P_kj^2 - P_cj) + grad_kl (A_c - sum_k A_k P_kj))
          = u_j + v_j H_cj + w_j A_c
+
+    The correction for the mean needs one number of each feature, summed over the rows k of class
+    c_k. Forward has prepared it (rows 4 and 5) where it kept the slope of the table:
+
+    sum_k n_k phi'(x_kj - mu_j) G_{c_k j} = sum_c F_cj G_cj
+                                          = 1 / (L T_j) * (2 grad_gini row4_j + grad_kl row5_j)
     """
 
-    feature_coef: Tensor  # [4, D], from Terms
+    feature_coef: Tensor  # [coef_rows, D], from Terms
     slot_coef: Tensor  # [S], from Terms
     grad_gini: Tensor  # [] acc: d loss / d gini, before gini_weight
     grad_kl: Tensor  # [] acc: d loss / d kl, before kl_weight
     gini_weight: float
     kl_weight: float
+    slope: bool = False  # whether the histogram had a slope: rows 4 and 5 are there to be read
 
 
 class Backend(Protocol):
     name: str
     device_type: str  # of the tensors it takes
+    coef_rows: int  # of Terms.feature_coef: 6, or 4 for a backend that never keeps the slope
 
     def unavailable(self) -> str | None:
         """None if this backend can run here, else why not and what to do."""
@@ -114,9 +128,14 @@ class Backend(Protocol):
         self,
         labels: Labels,  # hard ones; weights already of dtype `dtype`
         slots: int,  # S: num_classes, or N where only present classes get a slot
-        dtype: torch.dtype,  # acc
+        features: Tensor,  # a backend may start on sums of them that need no slots
+        activation: str,
     ) -> Members:
         """A row with weight 0 does not count (slot -1), like an ignored one."""
+
+    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+        """Whether forward is to keep the slope of the table, so that backward need not look at
+        centred features with hard labels twice. Depends on shapes and dtypes alone."""
 
     def histogram(
         self,
@@ -125,6 +144,7 @@ class Backend(Protocol):
         activation: str,
         center: bool,
         mean: Tensor | None = None,  # [D] acc: given instead of computed
+        slope: bool = False,  # to be kept; never asked of a backend whose keeps_slope says no
     ) -> Histogram: ...
 
     def terms(
@@ -141,7 +161,7 @@ class Backend(Protocol):
     def gradient(
         self,
         features: Tensor,
-        members: Members,  # slot_class and share may be empty here
+        members: Members,  # slot_class, share and extra may be missing here
         mean: Tensor | None,
         table: Tensor,  # [S, D]: H, or the table's gradient itself when `pull` is None
         activation: str,

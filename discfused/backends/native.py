@@ -11,6 +11,7 @@ from discfused.backends.contract import (
     Members,
     Pull,
     Terms,
+    accumulation_dtype,
 )
 
 _CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
@@ -19,6 +20,7 @@ _CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 class CpuBackend:
     name = "cpu"
     device_type = "cpu"
+    coef_rows = 4
 
     def unavailable(self) -> str | None:
         try:
@@ -31,14 +33,17 @@ class CpuBackend:
     def _kernels(self):
         return _library.load().cpu
 
-    def members(self, labels: Labels, slots: int, dtype: torch.dtype) -> Members:
+    def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
         target, weight, sample_weight, num_classes, ignore_index = labels
         return Members(
             *self._kernels.members(
                 target, weight, sample_weight, num_classes, slots, ignore_index,
-                dtype == torch.float64,
+                accumulation_dtype(features.dtype) == torch.float64,
             )
         )  # fmt: skip
+
+    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+        return False  # blocks of columns stay in cache for the second look
 
     def histogram(
         self,
@@ -47,12 +52,12 @@ class CpuBackend:
         activation: str,
         center: bool,
         mean: Tensor | None = None,
+        slope: bool = False,
     ) -> Histogram:
-        slot, row_weight, total, _, share, soft = members
         return Histogram(
             *self._kernels.histogram(
-                features, slot, row_weight, total, soft, share.shape[0], _CODE[activation],
-                center, mean,
+                features, members.slot, members.row_weight, members.total, members.soft,
+                members.share.shape[0], _CODE[activation], center, mean,
             )
         )  # fmt: skip
 
@@ -66,12 +71,12 @@ class CpuBackend:
         gini_weight: float,
         kl_weight: float,
     ) -> Terms:
-        _, table, magnitude = histogram
         return Terms(
             *self._kernels.terms(
-                table, magnitude, prior, absent, reverse, eps, gini_weight, kl_weight
+                histogram.table, histogram.magnitude, prior, absent, reverse, eps, gini_weight,
+                kl_weight,
             )
-        )
+        )  # fmt: skip
 
     def gradient(
         self,
@@ -84,5 +89,5 @@ class CpuBackend:
     ) -> Tensor:
         return self._kernels.gradient(
             features, members.slot, members.row_weight, members.total, members.soft, mean, table,
-            _CODE[activation], *(pull or (None, None, None, None, 0.0, 0.0)),
+            _CODE[activation], *(pull[:6] if pull else (None, None, None, None, 0.0, 0.0)),
         )  # fmt: skip

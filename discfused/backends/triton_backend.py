@@ -25,6 +25,7 @@ from discfused.backends.contract import (
     Members,
     Pull,
     Terms,
+    accumulation_dtype,
 )
 from discfused.backends.triton_runtime import bad_labels, interpreted, kernels, missing, on
 
@@ -90,6 +91,7 @@ def _large_histogram(features, rows, total, S, code, center, mean) -> Histogram:
 
 class TritonBackend:
     name = "triton"
+    coef_rows = 6
 
     @property
     def device_type(self) -> str:
@@ -98,9 +100,12 @@ class TritonBackend:
     def unavailable(self) -> str | None:
         return missing(interpreted())
 
-    def members(self, labels: Labels, slots: int, dtype: torch.dtype) -> Members:
+    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+        return False
+
+    def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
         target, weight, sample_weight, C, ignore_index = labels
-        N, device = target.shape[0], target.device
+        N, device, dtype = target.shape[0], target.device, accumulation_dtype(features.dtype)
         bad = bad_labels(device)
         bad.check()
         if N == 0:
@@ -138,9 +143,8 @@ class TritonBackend:
                 WEIGHTED=weight is not None, SAMPLE_WEIGHTED=sample_weight is not None, **blocks,
             )  # fmt: skip
         bad.check_now()
-        return triton_sorted.ordered(
-            Members(slot, row_weight, total, slot_class, share), order, span
-        )
+        extra = triton_sorted.Order(order, span)
+        return Members(slot, row_weight, total, slot_class, share, extra=extra)
 
     def histogram(
         self,
@@ -149,19 +153,20 @@ class TritonBackend:
         activation: str,
         center: bool,
         mean: Tensor | None = None,
+        slope: bool = False,
     ) -> Histogram:
         if members.soft is not None:
             with on(features):
                 return triton_soft.histogram(kernels(), features, members, activation, center, mean)
-        slot, row_weight, total, _, share, _ = members
-        (N, D), S, dtype = features.shape, share.shape[0], row_weight.dtype
+        slot, row_weight, total = members[:3]
+        (N, D), S, dtype = features.shape, members.share.shape[0], row_weight.dtype
         floats = {"dtype": dtype, "device": features.device}
         if N == 0:
             zero = torch.zeros((S + 2, D), **floats)
             return Histogram(zero[0] if center else None, zero[2:], zero[1])
-        if not isinstance(members, triton_sorted.OrderedMembers):
+        if members.extra is None:
             members = triton_sorted.by_slot(members)
-        rows = row_weight, members.order, members.span
+        rows = row_weight, *members.extra
         k = kernels()
         code = _CODE[activation]
         with on(features):
@@ -188,13 +193,12 @@ class TritonBackend:
         gini_weight: float,
         kl_weight: float,
     ) -> Terms:
-        _, table, magnitude = histogram
-        table = table.contiguous()
+        table, magnitude = histogram.table.contiguous(), histogram.magnitude
         S, D = table.shape
         k = kernels()
         blocks = k.BLOCKS[table.dtype]["feature_terms"]
         parts = _cdiv(D, blocks["COLS"])
-        feature_coef = table.new_empty((4, D))
+        feature_coef = table.new_empty((self.coef_rows, D))
         slot_coef = table.new_empty(S)
         sums = table.new_empty((parts, S + 2))
         penalty, gini, kl = (table.new_empty(()) for _ in range(3))
@@ -221,7 +225,7 @@ class TritonBackend:
         activation: str,
         pull: Pull | None,
     ) -> Tensor:
-        slot, row_weight, total, *_, soft = members
+        slot, row_weight, total, soft = *members[:3], members.soft
         (N, D), center = features.shape, mean is not None
         bad_labels(features.device).check()
         dx = torch.empty((N, D), dtype=features.dtype, device=features.device)
@@ -240,7 +244,7 @@ class TritonBackend:
             # Tensors that are not there are never read; any pointer will do.
             arguments = (
                 features, *features.stride(), slot, row_weight, mean if center else total, table,
-                *(pull or (total, total, total, total, 1.0, 1.0)),
+                *(pull[:6] if pull else (total, total, total, total, 1.0, 1.0)),
             )  # fmt: skip
             flags = {
                 "ACT": _CODE[activation], "PULL": pull is not None, "SOFT": soft is not None

@@ -3,33 +3,29 @@
 PyTorch's own ops on N elements, of fixed shapes, deterministic, and without a synchronisation.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from discfused.backends.contract import Labels, Members
 
 
-class OrderedMembers(Members):
-    """Members, and the order in which histogram walks their rows (see triton_slots)."""
+class Order(NamedTuple):
+    """Members.extra: the order in which histogram walks the rows (see triton_slots)."""
 
     order: Tensor  # [N] int32
     span: Tensor  # [2, S] int32
 
 
-def ordered(members: Members, order: Tensor, span: Tensor) -> OrderedMembers:
-    result = OrderedMembers(*members)
-    result.order, result.span = order, span
-    return result
-
-
-def by_slot(members: Members) -> OrderedMembers:
+def by_slot(members: Members) -> Members:
     """The order of rows whose slots are known."""
     slot, S = members.slot, members.share.shape[0]
     key, order = torch.sort(torch.where(slot < 0, S, slot), stable=True)
     slots = torch.arange(S, dtype=key.dtype, device=key.device)
     start = torch.searchsorted(key, slots)
     span = torch.stack((start, torch.searchsorted(key, slots, right=True) - start))
-    return ordered(members, order.int(), span.int())
+    return members._replace(extra=Order(order.int(), span.int()))
 
 
 def members(kernels, labels: Labels, slots: int, dtype: torch.dtype, bad: Tensor) -> Members:
@@ -59,12 +55,6 @@ def members(kernels, labels: Labels, slots: int, dtype: torch.dtype, bad: Tensor
     share = torch.empty(slots, dtype=dtype, device=device)
     result = by_slot(Members(slot.int(), row_weight, total, slot_class, share))
     kernels.share_kernel[(slots,)](
-        row_weight,
-        result.order,
-        result.span,
-        total,
-        share,
-        slots,
-        **kernels.BLOCKS[dtype]["share"],
+        row_weight, *result.extra, total, share, slots, **kernels.BLOCKS[dtype]["share"]
     )
     return result
