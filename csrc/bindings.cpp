@@ -3,6 +3,9 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/ops.h"
+#ifdef DISCFUSED_CUDA
+#include "cuda/bindings.h"
+#endif
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   namespace py = pybind11;
@@ -14,4 +17,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu.def("histogram", discfused::cpu::histogram, Unlocked());
   cpu.def("terms", discfused::cpu::terms, Unlocked());
   cpu.def("gradient", discfused::cpu::gradient, Unlocked());
+#ifdef DISCFUSED_CUDA
+  discfused::cuda::bind(module.def_submodule("cuda", "Kernels for CUDA tensors."));
+#endif
 }

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import discfused
 from cases import LABELS, LAYOUTS, OPTIONS, features, labels, soft_labels
 from discfused import backends, class_histogram, disc_terms, fused_disc_loss
-from discfused.backends import triton_backend, triton_runtime, triton_soft
+from discfused.backends import soft, triton_backend, triton_runtime
 from discfused.backends.contract import Labels
 from test_facts import (  # noqa: F401 (collected here, with the fixture `backend` below)
     test_dead_features_get_no_gradient,
@@ -281,7 +281,7 @@ def test_table_gradient_of_soft_labels_is_that_of_the_contract():
     scale, inverse, squares, projection = coef
     P = H * inverse
     expected = scale * (2 * (squares - P) + 0.75 * (A[:, None] - projection))
-    torch.testing.assert_close(triton_soft.table_gradient(H, pull), expected)
+    torch.testing.assert_close(soft.table_gradient(H, pull), expected)
 
 
 def test_warmup_runs_every_stage():

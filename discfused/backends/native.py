@@ -1,4 +1,4 @@
-"""The contract on top of the compiled library `discfused._C`."""
+"""The contract on the CPU kernels of the compiled library `discfused._C`."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from discfused.backends.contract import (
     accumulation_dtype,
 )
 
-_CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
+CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 
 
 class CpuBackend:
@@ -57,7 +57,7 @@ class CpuBackend:
         return Histogram(
             *self._kernels.histogram(
                 features, members.slot, members.row_weight, members.total, members.soft,
-                members.share.shape[0], _CODE[activation], center, mean,
+                members.share.shape[0], CODE[activation], center, mean,
             )
         )  # fmt: skip
 
@@ -89,5 +89,5 @@ class CpuBackend:
     ) -> Tensor:
         return self._kernels.gradient(
             features, members.slot, members.row_weight, members.total, members.soft, mean, table,
-            _CODE[activation], *(pull[:6] if pull else (None, None, None, None, 0.0, 0.0)),
+            CODE[activation], *(pull[:6] if pull else (None, None, None, None, 0.0, 0.0)),
         )  # fmt: skip
