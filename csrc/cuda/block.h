@@ -79,7 +79,7 @@ class DeviceBlock {
 };
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads)
+__global__ void __launch_bounds__(Kernel::kThreads, 512 / Kernel::kThreads)
     entry(const __grid_constant__ typename Kernel::Arguments arguments) {
   __shared__ alignas(16) unsigned char shared[sizeof(typename Kernel::Shared)];
   DeviceBlock block(shared);

@@ -1,7 +1,8 @@
 // Launches kernels on a stream. Included by every .cu file, and by nothing else.
 #pragma once
 
-#include <c10/cuda/CUDAException.h>
+#include <c10/util/Exception.h>
+#include <cuda_runtime.h>
 
 #include "cuda/stages_impl.h"
 
@@ -16,7 +17,8 @@ struct Launch {
     entry<Kernel>
         <<<static_cast<unsigned>(blocks), Kernel::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
             arguments);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    const cudaError_t error = cudaGetLastError();
+    TORCH_CHECK(error == cudaSuccess, "discfused: a launch failed: ", cudaGetErrorString(error));
   }
 };
 
