@@ -20,17 +20,18 @@ from discfused.backends import triton_runtime
 HERE = Path(__file__).parent
 
 
-def test_under_the_interpreter():
+@pytest.mark.parametrize(("tests", "least"), [("interpreter", 100), ("stages", 50)])
+def test_under_the_interpreter(tests, least):
     pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
-         str(HERE / "test_triton_interpreter.py")],
+         str(HERE / f"test_triton_{tests}.py")],
         capture_output=True, text=True, env=environment, cwd=HERE.parent, timeout=900,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed and int(passed[1]) > 100, run.stdout[-2000:]
+    assert passed and int(passed[1]) > least, run.stdout[-2000:]
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ class Histogram(NamedTuple):
     magnitude: Tensor
     # [S, D] acc: F_cj = sum_i m_ic phi'(x_ij - mu_j) = -d H_cj / d mu_j, where it was asked for
     slope: Tensor | None = None
+    carry: Any = None  # sums that table and slope still lack: terms adds them, or complete
 
 
 class Terms(NamedTuple):
@@ -145,7 +146,11 @@ class Backend(Protocol):
         center: bool,
         mean: Tensor | None = None,  # [D] acc: given instead of computed
         slope: bool = False,  # to be kept; never asked of a backend whose keeps_slope says no
-    ) -> Histogram: ...
+    ) -> Histogram:
+        """Of the same features and activation as members was given."""
+
+    def complete(self, histogram: Histogram) -> None:
+        """Add the carry to table and slope, in place. Only of a backend that leaves a carry."""
 
     def terms(
         self,
@@ -156,7 +161,8 @@ class Backend(Protocol):
         eps: float,  # dead: T_j <= eps * magnitude_j
         gini_weight: float,
         kl_weight: float,
-    ) -> Terms: ...
+    ) -> Terms:
+        """A carry of the histogram is added to table and slope, in place."""
 
     def gradient(
         self,
