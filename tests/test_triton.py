@@ -84,6 +84,19 @@ def test_it_is_what_cuda_tensors_get(monkeypatch):
     assert name != "triton" and "triton: no GPU here" in reasons
 
 
+def test_bad_labels_of_the_last_batch_are_told_when_python_ends():
+    code = (
+        "import torch; from discfused.backends.triton_runtime import bad_labels\n"
+        "bad_labels(torch.device('cpu')).flag[0] = {}"
+    )
+    for count in (0, 3):
+        run = subprocess.run(
+            [sys.executable, "-c", code.format(count)], capture_output=True, text=True, cwd="/"
+        )
+        assert run.returncode == 0
+        assert ("3 labels of a batch on cpu" in run.stderr) == (count == 3)
+
+
 def test_launches_are_inside_the_device_guard(monkeypatch):
     """The guard of a tensor that is on another device than the current one."""
     entered = []

@@ -74,7 +74,10 @@ def _narrow(blocks):
 
 BLOCKS = {  # by accumulation dtype
     torch.float32: _BLOCKS,
-    torch.float64: {name: _narrow(blocks) for name, blocks in _BLOCKS.items()},
+    torch.float64: {
+        **{name: _narrow(blocks) for name, blocks in _BLOCKS.items()},
+        "class_terms": {"PARTS": 16, "SLOTS": 128, "COLS": 16, "num_warps": 8},
+    },
 }
 # Into how many programs to split a launch over rows: on each multiprocessor of a large GPU 4 of 4
 # or 8 warps, or 16 of one.

@@ -93,6 +93,11 @@ def class_terms_kernel(
     start = 0
     while start < S:
         slots = start + tl.arange(0, SLOTS)
+        # Read before they are wanted, so that they are on their way meanwhile.
+        here = (slots < S)[:, None] & inside[None, :]
+        P = _read(table, slots, columns, D, 1, here, ACC) * inverse[None, :]
+        if SLOPE:
+            F = _read(slope, slots, columns, D, 1, here, ACC)
         q_parts = tl.zeros([PARTS, SLOTS], dtype=ACC)
         first = 0
         while first < parts:
@@ -117,11 +122,8 @@ def class_terms_kernel(
             A = tl.where(q < 1e-8, 0.0, -pi / denominator)
         if program == 0:
             tl.store(slot_coef + slots, A, mask=slots < S)
-        mask = (slots < S)[:, None] & inside[None, :]
-        P = _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
         projection += tl.sum(A[:, None] * P, axis=0)
         if SLOPE:
-            F = _read(slope, slots, columns, D, 1, mask, ACC)
             slopes += tl.sum(F, axis=0)
             slope_shares += tl.sum(F * P, axis=0)
             slope_pulls += tl.sum(A[:, None] * F, axis=0)
