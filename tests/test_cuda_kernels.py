@@ -49,7 +49,7 @@ def kernels(tmp_path_factory):
     from torch.utils import cpp_extension
 
     os.environ.setdefault("MAX_JOBS", str(build_plan.jobs()))
-    sources = [ROOT / f"csrc/cuda/{name}.cpp" for name in ("ops", "stages")]
+    sources = [ROOT / f"csrc/cuda/{name}.cpp" for name in ("members", "ops", "stages")]
     module = cpp_extension.load(
         "cuda_on_host",
         [str(source) for source in (*sources, ROOT / "tests/cuda_on_host.cpp")],
@@ -89,6 +89,14 @@ LARGE = [(5000, 9, 40), (4500, 65, 2), (1200, 130, 1500), (600, 1500, 12), (5000
 def test_large_shapes(shape, dtype):
     N, D, C = shape
     check_terms("cuda", features(N, D, dtype), labels(N, C, "some ignored"), C)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97, 1.0])
+def test_uneven_classes(share):
+    """One class has most of the rows, and is left to all threads of a block; others have one."""
+    N, C = 3000, 600
+    y = torch.where(torch.arange(N) < share * N, 5, labels(N, C))[torch.randperm(N)]
+    check_terms("cuda", features(N, 40, torch.float32), y, C)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)

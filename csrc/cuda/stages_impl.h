@@ -3,10 +3,11 @@
 // the host.
 #pragma once
 
+#include "cuda/begin_kernel.h"
 #include "cuda/gradient_kernels.h"
-#include "cuda/histogram_kernels.h"
 #include "cuda/sorted_kernels.h"
 #include "cuda/stages.h"
+#include "cuda/table_kernel.h"
 #include "cuda/terms_kernels.h"
 
 namespace discfused::cuda {
