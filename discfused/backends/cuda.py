@@ -8,7 +8,8 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
                2   for slots of thousands of rows (fold)
     terms      2   reads 3 S D a, with the slope 4 S D a; 1 for small tables (S D <= 16384)
     gradient   1   reads N D e, writes N D e, gathers N D a
-               2   centred, without the slope (class_histogram, soft labels): reads all twice
+               2   centred, without the slope (class_histogram, soft labels, large batches with
+                   C >= N): reads all twice
 """
 
 from torch import Tensor
@@ -24,6 +25,8 @@ from discfused.backends.contract import (
 )
 from discfused.backends.native import CODE
 
+SMALL = 1 << 20  # elements of features
+
 
 class CudaBackend:
     name = "cuda"
@@ -38,7 +41,9 @@ class CudaBackend:
         return _library.load().cuda
 
     def keeps_slope(self, features: Tensor, slots: int) -> bool:
-        return True  # at most as many slots as rows: writing it costs less than a look at x
+        # With a slot for every row, writing and reading it costs what the second look at x does,
+        # and as much memory as the table: worth it only to save the launch.
+        return slots < features.shape[0] or features.numel() <= SMALL
 
     def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
         target, weight, sample_weight, num_classes, ignore_index = labels
