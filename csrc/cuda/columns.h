@@ -34,6 +34,20 @@ struct alignas(16) Pack {
   T value[kPack<T>];
 };
 
+// In one instruction: of an assignment nvcc makes several.
+template <typename T>
+DISCFUSED_DEVICE void store(T* to, const Pack<T>& pack) {
+#ifdef __CUDACC__
+  uint4 bits;
+  memcpy(&bits, &pack, sizeof(bits));
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+               : "memory");
+#else
+  *reinterpret_cast<Pack<T>*>(to) = pack;
+#endif
+}
+
 template <typename T>
 struct Matrix {
   const T* data;
@@ -105,7 +119,7 @@ class OwnColumns {
         Pack<U> pack;
 #pragma unroll
         for (int i = 0; i < kEach; ++i) pack.value[i] = static_cast<U>(values[k + i]);
-        *reinterpret_cast<Pack<U>*>(at(line) + k) = pack;
+        store(at(line) + k, pack);
       }
     } else {
 #pragma unroll

@@ -202,10 +202,6 @@ struct Gradient {
     block.each([&](int thread) {
       const Columns columns(column_block, thread, a.D);
       const ColumnPull<T, kVector> column(a, columns);
-      A shift[kCount] = {};
-      if (a.mean) {
-        for (int k = 0; k < kCount; ++k) shift[k] = s.sum[columns.local(k)];
-      }
       int64_t end = first + kGroups * a.rows_each;
       if (end > a.N) end = a.N;
       int64_t row = first + thread / kLanes;
@@ -219,7 +215,7 @@ struct Gradient {
 #pragma unroll
           for (int k = 0; k < kCount; ++k) {
             // Rows that do not count get 0, also where the rest is NaN.
-            if (rows.n[u] != A(0)) rows.g[u][k] -= rows.n[u] * shift[k];
+            if (a.mean && rows.n[u] != A(0)) rows.g[u][k] -= rows.n[u] * s.sum[columns.local(k)];
           }
           columns.write_line(a.dx + (row + u * kGroups) * a.D, rows.g[u]);
         }
