@@ -1,8 +1,8 @@
 """Which images of Caltech-101 to learn from and which to test on: the same for everybody.
 
-`caltech101_split.json` was made by `python -m discfused.recipes.splits ROOT`, and can be made again:
-the images of a class are put in the order of a hash of their names, the first 30 are for training,
-the next 50 (or as many as there are) for testing.
+`caltech101_split.json` was made by `python -m discfused.recipes.splits ROOT`, and can be made
+again: the images of a class are put in the order of a hash of their names, the first 30 are for
+training, the next 50 (or as many as there are) for testing.
 """
 
 import hashlib
@@ -50,9 +50,8 @@ def save(split: Split, path: Path) -> None:
         return ",\n".join(f"  {json.dumps(name)}: {json.dumps(files)}"
                           for name, files in part.items())  # fmt: skip
 
-    text = (
-        f'{{\n "train": {{\n{lines(split.train)}\n }},\n "test": {{\n{lines(split.test)}\n }}\n}}\n'
-    )
+    parts = (f' "{name}": {{\n{lines(part)}\n }}' for name, part in split._asdict().items())
+    text = "{\n" + ",\n".join(parts) + "\n}\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
