@@ -1,4 +1,4 @@
-"""The command line: `discfused doctor` and `discfused demo`, also as `python -m discfused`."""
+"""The command line, also as `python -m discfused`: doctor, demo, and those of the recipes."""
 
 import argparse
 import importlib.metadata
@@ -10,6 +10,7 @@ import torch
 import discfused
 from discfused import backends
 from discfused.backends import _library
+from discfused.recipes import commands as commands_of_recipes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--seeds", type=_positive, default=6, help="paired runs (default: 6)")
     demo.add_argument("--out", type=Path, default=Path("discfused-demo"), metavar="DIR",
                       help="where the results go (default: discfused-demo)")  # fmt: skip
+    commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)
     return options.run(options)
 

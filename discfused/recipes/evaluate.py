@@ -37,9 +37,14 @@ def evaluate(
     logits, target = torch.cat(logits), torch.cat(targets)
     layers = [torch.cat(parts) for parts in zip(*features, strict=True)]
     gini, kl = disc_terms(layers, target, num_classes, **term_options(loss))
+
+    def accuracy(average: str) -> float:
+        share = multiclass_accuracy(logits, target, num_classes, average)
+        return round(100 * share.item(), 4)  # it is float32
+
     return {
-        "accuracy": 100 * multiclass_accuracy(logits, target, num_classes, "micro").item(),
-        "class_accuracy": 100 * multiclass_accuracy(logits, target, num_classes, "macro").item(),
+        "accuracy": accuracy("micro"),
+        "class_accuracy": accuracy("macro"),
         "ce": F.cross_entropy(logits, target).item(),
         "gini": gini.item(),
         "kl": kl.item(),

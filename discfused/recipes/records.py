@@ -45,19 +45,48 @@ def name(options: Options) -> str:
     return "-".join([*parts, f"seed{options.seed}"])
 
 
+class InUse(RuntimeError):
+    """Another process runs in the folder."""
+
+
+class OtherRun(RuntimeError):
+    """What is in the folder is not what was asked for."""
+
+
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[bool]:
-    """Whether the folder is ours alone while we are here; a process that dies gives it back."""
+def lock(folder: Path) -> Iterator[None]:
+    """The folder is ours alone while we are here; a process that dies gives it back."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-        else:
-            for left_over in folder.glob(".*.pt"):  # of a process that was killed while writing
-                left_over.unlink()
-            yield True
+            raise InUse(f"{folder} is in use by another process: pass another --out") from None
+        for left_over in folder.glob(".*.pt"):  # of a process that was killed while writing
+            left_over.unlink()
+        yield
+
+
+def finished(folder: Path, options: Options, resume: bool) -> dict | None:
+    """The row of the run if it has ended, None if it can begin or go on."""
+    result = folder / RESULT
+    if not resume and (result.exists() or (folder / CHECKPOINT).exists()):
+        raise OtherRun(f"{folder} holds a run already: pass --resume to go on with it, or another "
+                       "--out")  # fmt: skip
+    if not result.exists():
+        return None
+    (row,) = read_rows(result)
+    same_run(row["options"] | {"seed": row["seed"]}, options, folder)
+    return row
+
+
+def same_run(stored: dict, options: Options, folder: Path) -> None:
+    wanted = identity(options) | {"seed": options.seed}
+    changed = [f"{name} {stored.get(name)!r} -> {wanted.get(name)!r}"
+               for name in stored | wanted if stored.get(name) != wanted.get(name)]  # fmt: skip
+    if changed:
+        raise OtherRun(f"{folder} holds a run with other options ({'; '.join(changed)}): pass the "
+                       "same ones to go on with it, or another --out")  # fmt: skip
 
 
 def describe(options: Options, folder: Path, device: torch.device, world_size: int) -> None:

@@ -11,6 +11,7 @@ Under DistributedDataParallel the terms of each process are those of its own bat
 from discfused.recipes import _torchvision  # noqa: F401  # before others import torchvision
 
 # isort: split
+import contextlib
 import math
 import os
 import time
@@ -47,29 +48,37 @@ def run(options: Options, folder: Path, *, resume: bool = False) -> dict:
     """The row of the run; with `resume`, goes on from the folder's checkpoint if there is one.
 
     Raises:
-        RuntimeError: the folder belongs to another run or process.
+        records.InUse: another process runs in this folder.
+        records.OtherRun: the folder holds another run, or one that was not to be resumed.
         FloatingPointError: the loss is not finite.
         interrupt.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was left.
     """
     fabric = launch(options)
-    if not fabric.is_global_zero:
-        return _run(options, folder, resume, fabric)
-    with records.lock(folder) as ours:
-        if not ours:
-            raise RuntimeError(f"{folder} is in use by another process: pass another --out")
-        return _run(options, folder, resume, fabric)
+    with contextlib.ExitStack() as held:
+        # One process looks, and all do the same: whatever is in the folder may change meanwhile.
+        found = _look(options, folder, resume, held) if fabric.is_global_zero else None
+        found = _agreed(fabric, found)
+        return found or Training(options, folder, fabric).run()
 
 
-def _run(options: Options, folder: Path, resume: bool, fabric: Fabric) -> dict:
-    result, checkpoint = folder / records.RESULT, folder / records.CHECKPOINT
-    if (result.exists() or checkpoint.exists()) and not resume:
-        raise RuntimeError(f"{folder} holds a run already: pass --resume to go on with it, or "
-                           "another --out")  # fmt: skip
-    if result.exists():
-        (row,) = records.read_rows(result)
-        _same_run(row["options"] | {"seed": row["seed"]}, options, folder)
-        return row
-    return Training(options, folder, fabric).run()
+def _look(
+    options: Options, folder: Path, resume: bool, held: contextlib.ExitStack
+) -> dict | Exception | None:
+    """The row of a run that has ended, why it cannot run, or None; takes the folder's lock."""
+    try:
+        held.enter_context(records.lock(folder))
+        row = records.finished(folder, options, resume)
+        return FloatingPointError(row["failed"]) if row and "failed" in row else row
+    except RuntimeError as error:
+        return error
+
+
+def _agreed(fabric: Fabric, outcome: dict | Exception | None) -> dict | None:
+    """Rank 0's outcome in every process: returned, or raised."""
+    outcome = fabric.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 class Training:
@@ -148,15 +157,10 @@ class Training:
                         self.save()
                     if watch.asked:
                         raise interrupt.Interrupted(self.step, self.steps)
-            if not logs:
-                fabric.barrier()
-                return {}
-            result = self.test()
-            logs[1].write(self.step, result)
+            return _agreed(fabric, self.finish(logs[1]) if logs else None)
         finally:
             for log in logs:
                 log.close()
-        return self.finish(result)
 
     def train_step(self, images: Tensor, target: Tensor, tap: FeatureTap) -> dict[str, float]:
         """One step of the optimizer; what to log of it, or nothing."""
@@ -187,7 +191,7 @@ class Training:
         if not (checked or self.step in (1, self.steps)):
             return {}
         terms = {name: term.item() for name, term in self.criterion.terms._asdict().items()}
-        self.check_finite(loss, terms)
+        self.check_finite(fabric.all_reduce(loss.detach(), reduce_op="mean").item(), terms)
         layers = [_inputs.features(x.detach(), options.loss.feature_dim).float()
                   for x in _inputs.layers(features)]  # fmt: skip
         right = (logits.argmax(1) == target).float().mean().item()
@@ -195,12 +199,12 @@ class Training:
         settings = dict(zip(("lr", "gini_weight", "kl_weight"), (rate, *weights), strict=True))
         return settings | terms | {"live": live, "accuracy": 100 * right}
 
-    def check_finite(self, loss: Tensor, terms: dict[str, float]) -> None:
-        if math.isfinite(loss.item()):
+    def check_finite(self, loss: float, terms: dict[str, float]) -> None:
+        if math.isfinite(loss):
             return
         found = ", ".join(f"{name} {value}" for name, value in terms.items())
         raise FloatingPointError(
-            f"the loss is {loss.item()} at step {self.step} of {self.steps} ({found}): try a lower "
+            f"the loss is {loss} at step {self.step} of {self.steps} ({found}): try a lower "
             "train.lr, train.clip, or train.precision bf16-mixed in place of 16-mixed"
         )
 
@@ -216,9 +220,11 @@ class Training:
     def tested(self) -> nn.Module:
         return self.network if self.average is None else self.average.module
 
-    def finish(self, result: dict[str, float]) -> dict:
+    def finish(self, log: records.Log) -> dict | FloatingPointError:
+        result = self.test()
+        log.write(self.step, result)
         if broken := [name for name, value in result.items() if not math.isfinite(value)]:
-            raise FloatingPointError(
+            return FloatingPointError(
                 f"training ended with {', '.join(broken)} not finite on the test images: try a "
                 "lower train.lr or train.clip"
             )
@@ -228,7 +234,6 @@ class Training:
         where = records.environment(self.fabric.device, self.fabric.world_size)
         row = records.write_result(self.folder, self.options, result, where)
         (self.folder / records.CHECKPOINT).unlink(missing_ok=True)
-        self.fabric.barrier()
         return row
 
     def save(self) -> None:
@@ -252,10 +257,10 @@ class Training:
         if not path.exists():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        _same_run(state["options"], self.options, self.folder)
+        records.same_run(state["options"], self.options, self.folder)
         if state["processes"] != self.fabric.world_size:
-            raise RuntimeError(f"{self.folder} was begun by {state['processes']} processes, and "
-                               f"cannot be continued by {self.fabric.world_size}")  # fmt: skip
+            raise records.OtherRun(f"{self.folder} was begun by {state['processes']} processes, "
+                                   f"expected as many, not {self.fabric.world_size}")  # fmt: skip
         self.step, self.seconds = state["step"], state["seconds"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -263,12 +268,3 @@ class Training:
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-
-
-def _same_run(stored: dict, options: Options, folder: Path) -> None:
-    wanted = identity(options) | {"seed": options.seed}
-    changed = [f"{name} {stored.get(name)!r} -> {wanted.get(name)!r}"
-               for name in stored | wanted if stored.get(name) != wanted.get(name)]  # fmt: skip
-    if changed:
-        raise RuntimeError(f"{folder} holds a run with other options ({'; '.join(changed)}): pass "
-                           "the same ones to go on with it, or another --out")  # fmt: skip
