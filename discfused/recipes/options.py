@@ -1,8 +1,8 @@
 """What a run is made of: every option of a recipe, named and checked.
 
 A recipe is a YAML file with these sections and a value for every option, so that it says all there
-is to say about a run; `discfused/recipes/*.yaml` are examples. `sweep` in it lists, for options by
-their dotted names, the values to combine: see `sweep.py`.
+is to say about a run; `discfused/recipes/*.yaml` are examples. What a sweep combines is a section
+of its own: see `sweep.py`.
 """
 
 import dataclasses

@@ -1,5 +1,8 @@
 """Every combination of a recipe's `sweep`, over seeds: what is missing, and nothing else.
 
+`sweep` maps options, by their dotted names, to lists of values, all combinations of which are run;
+or it is a list of such maps.
+
 Each run has a folder of its own, named by its options, with its row in it: the folders are all that
 there is to know. So a sweep that was killed goes on where it was, and several processes (of one
 machine, or of several that share the folder) work on one sweep: each takes runs that nobody has.
@@ -15,15 +18,17 @@ from discfused.recipes.options import Options, parse
 
 def cells(recipe: dict, changes: dict[str, object], seed: int) -> list[Options]:
     """One of each: combinations that come to the same (cross-entropy has no weights) are one."""
-    grid = recipe.get("sweep") or {}
-    for name, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"sweep.{name} is {values!r}, expected a list of values")
-    combinations = (
-        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-    )
-    found = [parse(recipe, combination | changes | {"seed": seed}) for combination in combinations]
-    return list({records.name(options): options for options in found}.values())
+    grids = recipe.get("sweep") or {}
+    found = {}
+    for grid in grids if isinstance(grids, list) else [grids]:
+        for name, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"sweep.{name} is {values!r}, expected a list of values")
+        for values in itertools.product(*grid.values()):
+            combination = dict(zip(grid, values, strict=True))
+            options = parse(recipe, combination | changes | {"seed": seed})
+            found[records.name(options)] = options
+    return list(found.values())
 
 
 def run(recipe: dict, seeds: int, out: Path, changes: dict[str, object] | None = None) -> str:

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from scipy import stats
 
 from discfused.recipes._files import write_atomically
+from discfused.recipes.options import LOSSES
 from discfused.recipes.records import read_rows
 
 ROWS, TABLE, PICTURE = "results.jsonl", "table.md", "table.png"
@@ -82,9 +83,7 @@ def group(rows: list[dict]) -> list[Cell]:
             cells[_key(row["options"])] = cell._replace(failed=cell.failed + 1)
         else:
             cell.rows[row["seed"]] = row
-    return sorted(
-        cells.values(), key=lambda cell: _key(_baseline(cell.options)) + _key(cell.options)
-    )
+    return sorted(cells.values(), key=_place)
 
 
 def compare(cell: Cell, cells: list[Cell]) -> Paired | None:
@@ -128,8 +127,8 @@ def markdown(cells: list[Cell]) -> str:
     lines += ["", "Accuracies in percent on the test images, mean ± standard deviation over seeds; "
               "differences are paired by seed, with a paired t-test."]  # fmt: skip
     if len(verdicts) > 1:
-        lines[-1] += (f" Of {len(verdicts)} comparisons without any effect, about one in twenty "
-                      "would be called a gain or a loss.")  # fmt: skip
+        lines[-1] += (f" Where there is no effect, about one comparison in twenty is called a gain "
+                      f"or a loss all the same; here are {len(verdicts)}.")  # fmt: skip
     return "\n".join([*lines, "", *verdicts]).rstrip()
 
 
@@ -160,6 +159,12 @@ def draw(cells: list[Cell], path: Path) -> None:
     right.set(xlabel="percentage points", title="paired difference to ce, 95% interval")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _place(cell: Cell) -> tuple:
+    """Next to the cells that it is compared with, cross-entropy first."""
+    loss = str(cell.options["loss.name"])
+    return _key(_baseline(cell.options)), LOSSES.index(loss), _key(cell.options)
 
 
 def _key(options: dict[str, object]) -> str:
