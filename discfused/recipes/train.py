@@ -28,6 +28,8 @@ from discfused.recipes import data, evaluate, interrupt, models, optimization, r
 from discfused.recipes._files import write_atomically
 from discfused.recipes.options import Options, identity
 
+TEST_BATCH = 256
+
 
 def launch(options: Options) -> Fabric:
     """Devices and processes; torchrun's environment says how many."""
@@ -210,7 +212,7 @@ class Training:
 
     def test(self) -> dict[str, float]:
         images = self.parts.test
-        keys = data.in_order(images, self.options.train.batch_size)
+        keys = data.in_order(images, TEST_BATCH)
         batches = data.loader(images, keys, self.options.data.workers)
         model = self.tested()
         return evaluate.evaluate(
