@@ -24,8 +24,8 @@ from recipe_cases import DATASETS, LOSSES, MODELS, Datasets, run_options
 # Everything that has a state of its own at once: momentum, averaged weights, dropped paths,
 # augmentation, balanced batches, a schedule of the weights.
 STATEFUL = {
-    "model.name": "cvt13", "train.ema": 0.8, "train.epochs": 3, "train.clip": 0.5, "train.lr_schedule": "one-cycle",
-    "loss.schedule": "warmup", "train.eval_every": 1,
+    "model.name": "cvt13", "train.ema": 0.8, "train.epochs": 3, "train.clip": 0.5,
+    "train.lr_schedule": "one-cycle", "loss.schedule": "warmup", "train.eval_every": 1,
 }  # fmt: skip
 
 
