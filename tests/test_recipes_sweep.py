@@ -59,12 +59,19 @@ def wait(process, condition):
 
 
 def test_a_killed_sweep_ends_in_the_same_table(tmp_path):
+    small = recipe_cases.Datasets(tmp_path)
+    changes = {
+        **recipe_cases.SMALL, **recipe_cases.OF_DATA["caltech101"], "train.epochs": 6,
+        "data.root": str(small.root), "data.split": str(small.split), "train.save_every": 1,
+    }  # fmt: skip
+    given = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+    recipe = read(Path("caltech101-cpu"))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     killed.mkdir()
-    assert sweep.run(read(Path("digits")), 2, whole, CHANGES) == "8 runs done, 0 were there"
+    assert sweep.run(recipe, 2, whole, changes) == "8 runs done, 0 were there"
 
     out = killed / "out"
-    process = start(killed, "digits", "--seeds", "2", *TINY)
+    process = start(killed, "caltech101-cpu", "--seeds", "2", *given)
     wait(
         process, lambda: len([*out.glob("*/result.jsonl")]) >= 2 and [*out.glob("*/checkpoint.pt")]
     )
@@ -72,13 +79,13 @@ def test_a_killed_sweep_ends_in_the_same_table(tmp_path):
     process.communicate()
     there = len([*out.glob("*/result.jsonl")])
     assert 2 <= there < 8
-    text = sweep.run(read(Path("digits")), 2, out, CHANGES)
+    text = sweep.run(recipe, 2, out, changes)
     assert text == f"{8 - there} runs done, {there} were there"
 
     assert untimed(out) == untimed(whole)
     assert table.make(out) == table.make(whole)
     assert (out / "table.md").read_text() == (whole / "table.md").read_text()
-    assert sweep.run(read(Path("digits")), 2, out, CHANGES) == "0 runs done, 8 were there"
+    assert sweep.run(recipe, 2, out, changes) == "0 runs done, 8 were there"
     assert untimed(out) == untimed(whole)  # table's own results.jsonl counts no run twice
 
 

@@ -205,7 +205,7 @@ def test_options_of_the_tap_reach_the_loss(tmp_path, capture):
     assert len({run["gini"] for run in runs}) == 3
 
 
-@pytest.mark.parametrize("model", ["resnet18", "cvt13"])
+@pytest.mark.parametrize("model", ["resnet18", pytest.param("cvt13", marks=pytest.mark.slow)])
 def test_inference_is_unchanged(tmp_path, model):
     options = run_options(changes={"model.name": model, "loss.name": "ce+gini+kl"})
     training = train.Training(options, tmp_path, train.launch(options))
@@ -237,12 +237,14 @@ TINY = ["--data", "digits", "--accelerator", "cpu", "--set", "model.width=0.125"
 
 
 def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path):
-    arguments = ["-m", "discfused", "train", *TINY, "--epochs", "500", "--out", "run"]
-    process = command(*arguments, cwd=tmp_path)
+    arguments = [*TINY, "--epochs", "500", "--workers", "1", "--out", "run"]
+    process = command(
+        "-m", "discfused", "train", *arguments, cwd=tmp_path, start_new_session=True
+    )  # fmt: skip
     log = tmp_path / "run" / "train.csv"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
     out, errors = process.communicate()
     assert process.returncode == 130 and "--resume goes on from there" in errors, out + errors
     state = torch.load(tmp_path / "run" / records.CHECKPOINT, weights_only=True)

@@ -147,6 +147,7 @@ def _attempt(act: Callable[[], None]) -> int:
 def _say_what_to_install(error: ImportError) -> int:
     # torchvision wants one release of torch each: named in an extra, it could replace torch.
     torchvision = f"torchvision 'torch=={torch.__version__.partition('+')[0]}'"
-    what = torchvision if error.name == "torchvision" else "'discfused[recipes]'"
-    print(f"the recipes need {error.name}: pip install {what}", file=sys.stderr)
+    package = (error.name or "a package").partition(".")[0]
+    what = torchvision if package == "torchvision" else "'discfused[recipes]'"
+    print(f"the recipes need {package}: pip install {what}", file=sys.stderr)
     return 1

@@ -7,6 +7,7 @@
 | digits | scikit-learn, bundled | `train_per_class` of each digit, chosen by the seed | the rest |
 """
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,8 +102,14 @@ def loader(images: Images, batches: Batches | Sequence, workers: int) -> DataLoa
         images,
         batch_sampler=batches,
         num_workers=workers,
+        worker_init_fn=_ignore_ctrl_c,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """The process that trains decides what to do about it, and needs its batches until then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_order(images: Images, batch_size: int) -> list[list[tuple[int, int]]]:
