@@ -25,6 +25,7 @@ from discfused.backends.contract import (
     Members,
     Pull,
     Terms,
+    ThroughTable,
     accumulation_dtype,
 )
 from discfused.backends.triton_runtime import bad_labels, interpreted, kernels, missing, on
@@ -89,7 +90,7 @@ def _large_histogram(features, rows, total, S, code, center, mean) -> Histogram:
     return Histogram(mean if center else None, table.view(S, D), moments[1])
 
 
-class TritonBackend:
+class TritonBackend(ThroughTable):
     name = "triton"
     coef_rows = 6
 
