@@ -105,7 +105,10 @@ def histogram_forward(
     backend: Backend, features: Tensor, labels: Labels, activation: str, center: bool
 ) -> tuple[Histogram, Members]:
     members = _members(backend, labels, labels.num_classes, features, activation)
-    return backend.histogram(features, members, activation, center), members
+    histogram = backend.histogram(features, members, activation, center)
+    if histogram.carry is not None:
+        backend.complete(histogram)
+    return histogram, members
 
 
 def gradient(

@@ -85,6 +85,7 @@ class Histogram(NamedTuple):
     magnitude: Tensor | None = None
     # [S, D] acc: F_cj = sum_i m_ic phi'(x_ij - mu_j) = -d H_cj / d mu_j, where it was asked for
     slope: Tensor | None = None
+    carry: Any = None  # sums that table and slope still lack: terms adds them, or complete
 
 
 class Terms(NamedTuple):
@@ -160,7 +161,11 @@ class Backend(Protocol):
     def histogram(
         self, features: Tensor, members: Members, activation: str, center: bool
     ) -> Histogram:
-        """The table, for those who ask for it, and the mean."""
+        """The table, for those who ask for it, and the mean. Of the same features and activation as
+        members was given."""
+
+    def complete(self, histogram: Histogram) -> None:
+        """Add the carry to table and slope, in place. Only of a backend that leaves a carry."""
 
     def gradient(
         self,
@@ -220,4 +225,5 @@ class ThroughTable:
         gini_weight: float,
         kl_weight: float,
     ) -> Terms:
+        """A carry of the histogram is added to table and slope, in place."""
         raise NotImplementedError

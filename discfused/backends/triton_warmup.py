@@ -55,10 +55,11 @@ def warmup(
             slots = min(N, num_classes)
             slope = center and backend.keeps_slope(features, slots)
             members = backend.members(labels, slots, features, activation)
-            histogram = backend.histogram(features, members, activation, center, slope=slope)
-            terms = backend.terms(
-                histogram, members.share, None, kl_direction == "reverse", 1e-6, 1.0, 1.0
-            )
+            for keep in {False, slope}:  # evaluation keeps none
+                histogram = backend.histogram(features, members, activation, center, slope=keep)
+                terms = backend.terms(
+                    histogram, members.share, None, kl_direction == "reverse", 1e-6, 1.0, 1.0
+                )
             one = torch.ones((), dtype=acc, device=device)
             pull = Pull(terms.feature_coef, terms.slot_coef, one, one, 1.0, 1.0, slope)
             mean, table = histogram[:2]
