@@ -24,10 +24,14 @@ def gradients(loss, *inputs):
 @pytest.mark.parametrize("ignore_index", [-100, 2, 77])
 @pytest.mark.parametrize("tapped", [False, True], ids=["no features", "features"])
 def test_equals_cross_entropy(backend, soft, weighted, smoothing, reduction, ignore_index, tapped):
-    if soft and ignore_index >= 0:
-        pytest.skip("PyTorch has no ignore_index for class probabilities")
     logits = torch.randn(N, C, requires_grad=True)
     target = soft_labels(N, C).float() if soft else labels(N, C)
+    if soft and ignore_index >= 0:  # which neither has
+        with pytest.raises(RuntimeError, match="ignore_index"):
+            F.cross_entropy(logits, target, ignore_index=ignore_index)
+        with pytest.raises(ValueError, match="ignore_index"):
+            fused_disc_loss(logits, target, ignore_index=ignore_index, **OFF)
+        return
     if not soft:
         target[::5] = ignore_index
     options = {
@@ -127,6 +131,66 @@ def test_upstream_gradient(fused_backend, reduction, scale):
         loss = fused_disc_loss(inputs[0], y, inputs[1], reduction=reduction, backend=name)
         results.append(torch.autograd.grad(loss, inputs, upstream))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11 * scale)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck_with_random_upstream_gradients(backend, reduction, soft):
+    n = 7
+    logits = torch.randn(n, C).double().requires_grad_()
+    x = features(n, 4).requires_grad_()
+    target = soft_labels(n, C) if soft else labels(n, C, "some ignored")
+    upstream = torch.randn(n if reduction == "none" else ()).double()
+    options = {
+        "reduction": reduction, "backend": backend, "weight": torch.rand(C).double() + 0.1,
+        "sample_weight": torch.rand(n).double() + 0.1, "label_smoothing": 0.1,
+        "gini_weight": 0.7, "kl_weight": 1.3,
+    }  # fmt: skip
+
+    def loss(logits, x):
+        value = fused_disc_loss(logits, target, x, **options)
+        return value, (upstream * value).sum()
+
+    assert torch.autograd.gradcheck(loss, (logits, x), check_undefined_grad=False)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_micro_batches_and_loss_scales(backend, reduction):
+    """3 * loss, loss / steps, loss * 65536: the gradient scales with it, stride 0 included."""
+    logits, x, y = torch.randn(N, C), features(N, D, torch.float32), labels(N, C)
+    inputs = logits.requires_grad_(), x.requires_grad_()
+    loss = fused_disc_loss(logits, y, x, reduction=reduction, backend=backend)
+    once = gradients(loss, *inputs)
+    for scale in (3.0, 1 / 7, 65536.0):
+        loss = fused_disc_loss(logits, y, x, reduction=reduction, backend=backend)
+        scaled = gradients(scale * loss, *inputs)
+        torch.testing.assert_close(
+            scaled, tuple(scale * g for g in once), rtol=1e-5, atol=1e-6 * scale
+        )
+
+
+def test_two_losses_on_the_same_logits_and_features(backend):
+    """And on the output of a softmax, which softmax itself needs in backward."""
+    raw, x, y = torch.randn(N, C).double(), features(N, D), labels(N, C)
+
+    def run(*reductions):
+        leaf, feature_leaf = raw.clone().requires_grad_(), x.clone().requires_grad_()
+        logits, features = leaf.softmax(1), feature_leaf.relu()
+        losses = [fused_disc_loss(logits, y, features, reduction=r, backend=backend)
+                  for r in reductions]  # fmt: skip
+        return torch.autograd.grad(sum(losses), (leaf, feature_leaf))
+
+    both = run("mean", "sum")
+    separate = zip(run("mean"), run("sum"), strict=True)
+    torch.testing.assert_close(both, tuple(a + b for a, b in separate), rtol=1e-12, atol=1e-12)
+
+
+def test_frozen_features_leave_the_gradient_of_cross_entropy(backend):
+    logits, x, y = torch.randn(N, C, requires_grad=True), features(N, D), labels(N, C)
+    loss = fused_disc_loss(logits, y, x, backend=backend)
+    assert loss > F.cross_entropy(logits, y)
+    expected = gradients(F.cross_entropy(logits, y), logits)
+    torch.testing.assert_close(gradients(loss, logits), expected)
 
 
 def test_several_layers_are_averaged(backend):
