@@ -1,4 +1,4 @@
-"""The command line: `discfused doctor` and `discfused demo`, also as `python -m discfused`."""
+"""The command line, also as `python -m discfused`: doctor, demo, and those of the recipes."""
 
 import argparse
 import importlib.metadata
@@ -11,6 +11,7 @@ import discfused
 from discfused import backends
 from discfused.backends import _library
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT
+from discfused.recipes import commands as commands_of_recipes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--backend", metavar="NAME", help="see doctor (default: the fastest on CPU)")
     demo.add_argument("--out", type=Path, default=Path("discfused-demo"), metavar="DIR",
                       help="where the results go (default: %(default)s)")  # fmt: skip
+    commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)
     return options.run(options)
 

@@ -62,6 +62,9 @@ def test_the_pure_wheel(tmp_path):
         names = archive.namelist()
         record = json.loads(archive.read("discfused/_build.json"))
     assert "discfused/backends/_library.py" in names
+    assert {f"discfused/recipes/{name}" for name in ("digits.yaml", "caltech101_split.json")} <= {
+        *names
+    }
     assert not [name for name in names if name.startswith(("csrc", "tests", "discfused/_C"))]
     assert record["built"] == []
     assert "DISCFUSED_BUILD=none" in record["left_out"]["cpu"]["reason"]
