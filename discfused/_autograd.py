@@ -19,19 +19,21 @@ from discfused.backends.contract import (
     Settings,
     Terms,
     accumulation_dtype,
-    dead_threshold,
     is_soft,
 )
 from discfused.reference import PROBABILITY_FLOOR, membership, ratio
 
 
-def _members(backend: Backend, labels: Labels, slots: int, dtype: torch.dtype) -> Members:
+def _members(
+    backend: Backend, labels: Labels, slots: int, features: Tensor, activation: str
+) -> Members:
+    dtype = accumulation_dtype(features.dtype)
     if not is_soft(labels):
         weight, sample_weight = (
             None if w is None else w.to(dtype) for w in (labels.weight, labels.sample_weight)
         )
         labels = labels._replace(weight=weight, sample_weight=sample_weight)
-        return backend.members(labels, slots, dtype)
+        return backend.members(labels, slots, features, activation)
     # Soft labels may touch every class: each has its slot, and m is a matrix.
     m = membership(labels, dtype).detach()
     row_weight = m.sum(1)
@@ -68,6 +70,18 @@ def _slot_prior(
     return slot_prior, against_floor(prior) - against_floor(slot_prior)
 
 
+def _slots(features: Tensor, labels: Labels) -> int:
+    """S in the terms"""
+    C = labels.num_classes
+    return C if is_soft(labels) else min(C, features.shape[0])
+
+
+def keeps_slope(backend: Backend, features: Tensor, labels: Labels, center: bool) -> bool:
+    """Whether a forward that a backward will follow keeps the slope of the table."""
+    slots = _slots(features, labels)
+    return center and not is_soft(labels) and backend.keeps_slope(features, slots)
+
+
 def terms_forward(
     backend: Backend,
     features: Tensor,
@@ -76,21 +90,13 @@ def terms_forward(
     settings: Settings,
     gini_weight: float,
     kl_weight: float,
+    for_backward: bool,
 ) -> tuple[Terms, Histogram, Members]:
-    slots = labels.num_classes
-    if not is_soft(labels):
-        slots = min(slots, labels.target.shape[0])
-    members = _members(backend, labels, slots, accumulation_dtype(features.dtype))
-    histogram = backend.histogram(features, members, settings.activation, settings.center)
-    slot_prior, absent = _slot_prior(prior, members, settings.reverse)
-    terms = backend.terms(
-        histogram,
-        slot_prior,
-        absent,
-        settings.reverse,
-        dead_threshold(settings),
-        gini_weight,
-        kl_weight,
+    members = _members(backend, labels, _slots(features, labels), features, settings.activation)
+    prior, absent = _slot_prior(prior, members, settings.reverse)
+    slope = for_backward and keeps_slope(backend, features, labels, settings.center)
+    terms, histogram = backend.forward(
+        features, members, prior, absent, settings, gini_weight, kl_weight, slope
     )
     return terms, histogram, members
 
@@ -98,8 +104,11 @@ def terms_forward(
 def histogram_forward(
     backend: Backend, features: Tensor, labels: Labels, activation: str, center: bool
 ) -> tuple[Histogram, Members]:
-    members = _members(backend, labels, labels.num_classes, accumulation_dtype(features.dtype))
-    return backend.histogram(features, members, activation, center), members
+    members = _members(backend, labels, labels.num_classes, features, activation)
+    histogram = backend.histogram(features, members, activation, center)
+    if histogram.carry is not None:
+        backend.complete(histogram)
+    return histogram, members
 
 
 def gradient(
@@ -108,15 +117,13 @@ def gradient(
     labels: Labels,
     rows: tuple[Tensor, Tensor, Tensor],  # slot, row_weight, total of Members
     mean: Tensor | None,
-    table: Tensor,
+    table: Tensor | None,
     activation: str,
     pull: Pull | None,
 ) -> Tensor:
     slot, row_weight, total = rows
-    if is_soft(
-        labels
-    ):  # m is rebuilt rather than kept: it can be larger than all the rest together
-        members = _members(backend, labels, labels.num_classes, row_weight.dtype)
+    if is_soft(labels):  # m is rebuilt, not kept: it can be larger than all the rest together
+        members = _members(backend, labels, labels.num_classes, features, activation)
     else:
         members = Members(slot, row_weight, total, slot_class=None, share=None)
     return backend.gradient(features, members, mean, table, activation, pull)
@@ -173,12 +180,13 @@ class DiscTerms(torch.autograd.Function):
         kl_weight: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         terms, histogram, members = terms_forward(
-            backend, features, labels, prior, settings, gini_weight, kl_weight
-        )
+            backend, features, labels, prior, settings, gini_weight, kl_weight,
+            for_backward=ctx.needs_input_grad[0],
+        )  # fmt: skip
         state = histogram.mean, histogram.table, terms.feature_coef, terms.slot_coef
         _save(ctx, features, labels, members, *state)
         ctx.backend, ctx.activation = backend, settings.activation
-        ctx.weights = gini_weight, kl_weight
+        ctx.weights, ctx.slope = (gini_weight, kl_weight), histogram.slope is not None
         ctx.set_materialize_grads(False)
         return terms.penalty, terms.gini, terms.kl
 
@@ -195,7 +203,7 @@ class DiscTerms(torch.autograd.Function):
             pull_gini = penalty * gini_weight + (zero if grad_gini is None else grad_gini)
             pull_kl = penalty * kl_weight + (zero if grad_kl is None else grad_kl)
             gini_weight = kl_weight = 1.0
-        pull = Pull(feature_coef, slot_coef, pull_gini, pull_kl, gini_weight, kl_weight)
+        pull = Pull(feature_coef, slot_coef, pull_gini, pull_kl, gini_weight, kl_weight, ctx.slope)
         return (_pull_back(ctx, table, pull, *upstream), *[None] * 6)
 
 

@@ -35,10 +35,12 @@ DTYPES = ["bf16", "fp16", "fp32", "fp64"]
 ACTIVATIONS = {"relu": 0, "abs": 1, "square": 2, "softplus": 3, "sigmoid": 4}
 POINTERS = {
     "slot": "i32", "order": "i32", "span": "i32", "bad": "i32", "target": "i64",
-    "slot_class": "i64", "count": "i64",
+    "slot_class": "i64", "count": "i64", "carry_slot": "i32",
 }  # fmt: skip
-FLOATS = {"eps", "gini_weight", "kl_weight"}
-LENGTHS = {"rows_each", "N", "S", "C", "D", "M", "K", "parts", "means", "width", "ignore_index"}
+FLOATS = {"eps", "gini_weight", "gini_rest", "kl_weight", "kl_rest"}
+LENGTHS = {
+    "rows_each", "N", "S", "C", "D", "M", "K", "parts", "chunks", "programs", "ignore_index",
+}  # fmt: skip
 LIMIT = 255  # registers a thread can have
 
 
@@ -50,50 +52,55 @@ def kernels():
 def variants(dtype: str) -> dict[str, tuple[str, dict]]:
     """name -> kernel and its compile-time arguments: one for each distinct piece of code."""
     blocks_of = kernels().BLOCKS[torch.float64 if dtype == "fp64" else torch.float32]
-    slots = {"WEIGHTED": True, "SAMPLE_WEIGHTED": True}
+    weights = {"WEIGHTED": True, "SAMPLE_WEIGHTED": True}
+    moments = blocks_of["moments"]
     found = {
-        f"class_slots {dtype}": ("class_slots_kernel", {**slots, **blocks_of["class_slots"]}),
-        f"present_slots {dtype}": ("present_slots_kernel", {**slots, **blocks_of["present_slots"]}),
         f"share {dtype}": ("share_kernel", blocks_of["share"]),
         f"report {dtype}": ("report_kernel", {}),
-        f"fold {dtype}": ("fold_kernel", blocks_of["fold"]),
-        f"feature_terms {dtype}": ("feature_terms_kernel", blocks_of["feature_terms"]),
+        f"carry {dtype}": ("carry_kernel", blocks_of["carry"]),
     }
-    for direction in ("forward", "reverse"):
-        flags = {"ABSENT": direction == "forward", "REVERSE": direction == "reverse"}
-        found[f"class_terms {direction} {dtype}"] = (
-            "class_terms_kernel", {**flags, **blocks_of["class_terms"]},
+    for slots in ("class_slots", "present_slots"):
+        flags = {"PRESENT": slots == "present_slots", "MOMENTS": False, "ACT": 0, **weights}
+        found[f"{slots} {dtype}"] = ("members_kernel", {**flags, **moments, **blocks_of[slots]})
+        for square in (False, True):
+            flags = {**flags, "MOMENTS": True, "ACT": 2 if square else 0}
+            found[f"{slots} and moments{' of squares' * square} {dtype}"] = (
+                "members_kernel", {**flags, **moments, **blocks_of[slots]},
+            )  # fmt: skip
+    for slope in (False, True):
+        suffix = f"{' slope' * slope} {dtype}"
+        found[f"feature_terms{suffix}"] = (
+            "feature_terms_kernel", {"SLOPE": slope, **blocks_of["feature_terms"]},
         )  # fmt: skip
+        for direction in ("forward", "reverse"):
+            flags = {"ABSENT": direction == "forward", "REVERSE": direction == "reverse"}
+            found[f"class_terms {direction}{suffix}"] = (
+                "class_terms_kernel", {"SLOPE": slope, **flags, **blocks_of["class_terms"]},
+            )  # fmt: skip
     if dtype != "fp64":
         found[f"matmul {dtype}"] = ("matmul_kernel", blocks_of["matmul"])
     for name, ACT in ACTIVATIONS.items():
-        code = {"ACT": ACT, "CENTER": True}
-        found[f"moments {name} {dtype}"] = (
-            "moments_kernel", {"ACT": ACT, **blocks_of["moments"]},
-        )  # fmt: skip
-        found[f"slot_rows {name} {dtype}"] = (
-            "slot_rows_kernel", {**code, **blocks_of["slot_rows"]},
-        )  # fmt: skip
-        found[f"slot_rows_wide {name} {dtype}"] = (
-            "slot_rows_kernel", {**code, **blocks_of["slot_rows_wide"]},
-        )  # fmt: skip
-        pull = {"PULL": True, "SOFT": False}
+        code = {"ACT": ACT, "CENTER": True, "GIVEN": False}
+        for slope in (False, True):
+            found[f"slot_rows{' slope' * slope} {name} {dtype}"] = (
+                "slot_rows_kernel", {**code, "SLOPE": slope, **blocks_of["slot_rows"]},
+            )  # fmt: skip
+        for blocks in blocks_of["whole_columns"]:
+            found[f"whole_columns {blocks['ROWS']} {name} {dtype}"] = (
+                "whole_columns_kernel", {**code, **blocks},
+            )  # fmt: skip
+        pull = {"ACT": ACT, "PULL": True, "SOFT": False}
         found[f"gradient_sum {name} {dtype}"] = (
-            "gradient_sum_kernel", {"ACT": ACT, **pull, **blocks_of["gradient_sum"]},
+            "gradient_sum_kernel", {**pull, **blocks_of["gradient_sum"]},
         )  # fmt: skip
         gradient = blocks_of["gradient"]
-        found[f"gradient {name} {dtype}"] = (
-            "gradient_kernel", {**code, **pull, "WHOLE": False, **gradient},
-        )  # fmt: skip
-        for blocks in blocks_of["whole_columns"]:
-            rows = blocks["ROWS"]
-            found[f"whole_columns {rows} {name} {dtype}"] = (
-                "whole_columns_kernel", {**code, "GIVEN": False, **blocks},
+        for shift in ("slope", "sums"):
+            found[f"gradient {shift} {name} {dtype}"] = (
+                "gradient_kernel", {**pull, "SHIFT": shift, **gradient},
             )  # fmt: skip
         for blocks in blocks_of["whole_gradient"]:
-            rows = blocks["ROWS"]
-            found[f"gradient {rows} {name} {dtype}"] = (
-                "gradient_kernel", {**code, **pull, "WHOLE": True, **gradient, **blocks},
+            found[f"gradient {blocks['ROWS']} {name} {dtype}"] = (
+                "gradient_kernel", {**pull, "SHIFT": "whole", **gradient, **blocks},
             )  # fmt: skip
     return found
 
@@ -118,7 +125,7 @@ def compiled(dtype: str, name: str, target: str):
             kind = f"*{POINTERS.get(parameter, acc)}"
         signature[parameter] = kind
         # What a launch finds out by itself: allocations are aligned, and so are rows of 16 n.
-        if kind.startswith("*") or parameter in ("D", "row_stride", "width"):
+        if kind.startswith("*") or parameter in ("D", "row_stride"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     constants = {(names.index(k),): v for k, v in constants.items() if k in names}
     source = ASTSource(fn, signature, constants, attributes)
@@ -164,20 +171,22 @@ def check(dtype: str, name: str, target: str, allowed: int = 0) -> None:
 # -m slow compiles the whole product.
 SAMPLE = [
     *((dtype, f"{kernel} {dtype}", "sm_90") for dtype in ("bf16", "fp64") for kernel in (
-        "class_slots", "present_slots", "share", "report", "fold", "feature_terms",
-        "class_terms forward", "class_terms reverse", "moments relu", "slot_rows relu",
-        "gradient_sum relu", "gradient relu", "whole_columns 1024 relu", "gradient 1024 relu",
+        "class_slots", "class_slots and moments", "present_slots", "share", "report", "carry",
+        "feature_terms", "feature_terms slope", "class_terms forward slope", "class_terms reverse",
+        "slot_rows relu", "slot_rows slope relu", "gradient_sum relu", "gradient slope relu",
+        "gradient sums relu", "whole_columns 1024 relu", "gradient 1024 relu",
     )),
     *(("bf16", f"{kernel} {activation} bf16", "sm_90")
-      for kernel in ("slot_rows", "gradient") for activation in list(ACTIVATIONS)[1:]),
+      for kernel in ("slot_rows slope", "gradient slope") for activation in list(ACTIVATIONS)[1:]),
     ("fp32", "whole_columns 1024 softplus fp32", "sm_80"),
+    ("fp32", "present_slots and moments of squares fp32", "sm_80"),
     ("fp16", "gradient 256 sigmoid fp16", "sm_80"),
     ("fp16", "whole_columns 64 abs fp16", "sm_80"),
     ("fp32", "matmul fp32", "sm_80"),
     *((dtype, f"{kernel} {dtype}", target)
       for dtype, target in (("bf16", "sm_100"), ("bf16", "gfx942")) for kernel in (
-        "class_slots", "feature_terms", "class_terms forward", "moments relu", "slot_rows relu",
-        "gradient relu", "whole_columns 1024 relu", "matmul",
+        "class_slots and moments", "feature_terms slope", "class_terms forward slope",
+        "slot_rows slope relu", "gradient slope relu", "whole_columns 1024 relu", "matmul",
     )),
 ]  # fmt: skip
 
@@ -200,15 +209,15 @@ def test_everything_compiles_without_spills(dtype, target):
 
 def test_compiled_code_reads_wide_and_multiplies_exactly():
     """16 bytes a thread from aligned rows of bfloat16; no TF32 in the product."""
-    ptx = compiled("bf16", "gradient relu bf16", "sm_90").asm["ptx"]
+    ptx = compiled("bf16", "gradient slope relu bf16", "sm_90").asm["ptx"]
     assert re.search(r"ld\.global\S*\.v4\.b32", ptx)
     assert "tf32" not in compiled("fp32", "matmul fp32", "sm_90").asm["ptx"]
 
 
 def test_specialisations_are_bounded():
-    """N, C and S are never compiled in; a training run compiles at most nine kernels, each for at
+    """N, C and S are never compiled in; a training run compiles at most five kernels, each for at
     most two alignments of D and of the row stride."""
-    changing = {"N", "S", "C", "M", "K", "parts", "means", "ignore_index", *FLOATS}
+    changing = (LENGTHS - {"D"}) | FLOATS
     names = [name for name in kernels().__all__ if name.endswith("_kernel")]
     for name in names:
         fn = getattr(kernels(), name)
@@ -217,7 +226,7 @@ def test_specialisations_are_bounded():
                 assert parameter.do_not_specialize, f"{name} is compiled for every {parameter.name}"
                 assert not parameter.is_constexpr
     # Everything there is for one dtype and one layout: a number that must not grow unnoticed.
-    assert len(variants("bf16")) == 9 + len(ACTIVATIONS) * (5 + 2 * 3)
+    assert len(variants("bf16")) == 16 + len(ACTIVATIONS) * (5 + 2 * 3)
 
 
 # ---------------------------------------------------------------- what the sources must not hold
@@ -228,7 +237,7 @@ BANNED = [  # atomics, tuning, loops the old interpreter cannot run; host syncs;
     *(r"\.item\(", r"\.tolist\(", r"\.cpu\(", r"synchronize\(", r"\bunique\(", r"nonzero\("),
     *(r"bincount\(", r"masked_select", r"get_device_propert", r"active\.", r"allow_tf32"),
 ]
-INTEGERS = {*POINTERS, "previous", "following"}
+INTEGERS = {*POINTERS}
 
 
 def calls(tree: ast.AST, name: str):

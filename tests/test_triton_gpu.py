@@ -1,16 +1,14 @@
 """The Triton backend on a GPU: what the interpreter and the compiler alone cannot tell."""
 
-import copy
-import warnings
-
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
-import discfused
 from cases import DTYPES, LAYOUTS, OPTIONS, features, labels, soft_labels
-from discfused import FusedDiscLoss, backends, class_histogram, disc_terms, fused_disc_loss
+from discfused import backends, class_histogram, disc_terms
+from discfused._autograd import DiscTerms
 from discfused.backends import triton_runtime
+from discfused.backends.contract import Labels, Settings, accumulation_dtype
 from test_parity import check_terms
 
 pytestmark = [
@@ -74,6 +72,14 @@ def test_options(shape, dtype, case):
     N, D, C = shape
     x, y = features(N, D, dtype).cuda(), labels(N, C, "some ignored").cuda()
     check_terms("triton", x, y, C, **on_gpu(case.make(N, C)))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97, 1.0])
+@pytest.mark.parametrize("N", [5000, 40000])
+def test_uneven_classes(N, share):
+    """One class has most of the rows, many chunks of them; others have one."""
+    y = torch.where(torch.arange(N) < share * N, 5, labels(N, 600))[torch.randperm(N)]
+    check_terms("triton", features(N, 300, torch.float32).cuda(), y.cuda(), 600)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -176,6 +182,32 @@ def test_the_same_bits_on_every_run(shape, deterministic):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(256, 128, 100), (8192, 512, 1000), (64, 32, 1000)], ids=str)
+def test_four_launches_forward_and_one_backward(shape, dtype):
+    N, D, C = shape
+    x = torch.randn(N, D, device="cuda").to(dtype).requires_grad_()
+    y = torch.randint(0, C, (N,), device="cuda")
+    settings, backend = Settings("relu", True, False, 1e-6), backends.get("triton")
+    upstream = torch.ones((), device="cuda", dtype=accumulation_dtype(dtype))
+
+    def forward():
+        return DiscTerms.apply(x, Labels(y, None, None, C, -100), None, settings, backend, 0.3, 0.7)
+
+    def launches(function):
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            result = function()
+            torch.cuda.synchronize()
+        return result, [event.name for event in profiler.events()]
+
+    torch.autograd.grad(forward()[0], x, upstream)
+    (penalty, _, _), names = launches(forward)
+    assert len(names) <= 4, names
+    _, names = launches(lambda: torch.autograd.grad(penalty, x, upstream))
+    assert len(names) == 1, names
+
+
 @pytest.mark.parametrize("shape", [(256, 128, 100), (2000, 128, 10), (64, 32, 1000)], ids=str)
 def test_no_host_synchronisation(shape):
     N, D, C = shape
@@ -252,75 +284,3 @@ def test_bad_labels_are_counted_without_a_dead_context():
     with pytest.raises(IndexError, match="2 labels of a batch on cuda"):
         disc_terms(x, y.clamp(0, 4), 5, backend="triton")
     assert torch.isfinite(disc_terms(x, y.clamp(0, 4), 5, backend="triton").gini)
-
-
-# ---------------------------------------------------------------- PyTorch's ways
-
-
-@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_compile(soft):
-    y = soft_labels(96, 10).float() if soft else labels(96, 10)
-    logits, x, y = torch.randn(96, 10).cuda(), torch.randn(96, 40).cuda(), y.cuda()
-
-    def loss(logits, x):
-        return fused_disc_loss(logits, y, x, backend="triton")
-
-    found = []
-    for function in (loss, torch.compile(loss, fullgraph=True)):
-        leaves = [t.clone().requires_grad_() for t in (logits, x)]
-        value = function(*leaves)
-        found.append([value, *torch.autograd.grad(value, leaves)])
-    for got, expected in zip(*found, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_training_with_amp(dtype):
-    """Steps with a GradScaler follow those of the reference backend."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)
-    ).cuda()
-    inputs, target = torch.randn(6, 128, 20).cuda(), torch.randint(0, 5, (6, 128)).cuda()
-    losses = []
-    for name in ("reference", "triton"):
-        net = copy.deepcopy(model)
-        criterion = FusedDiscLoss.attach(net, backend=name)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-        trace = []
-        for batch, labels_ in zip(inputs, target, strict=True):
-            optimizer.zero_grad()
-            with torch.autocast("cuda", dtype):
-                loss = criterion(net(batch), labels_)
-            assert loss.dtype == torch.float32
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            trace.append(loss.detach())
-        losses.append(torch.stack(trace))
-    torch.testing.assert_close(losses[1], losses[0], rtol=2e-2, atol=2e-3)
-
-
-def test_eager_cross_entropy_is_left_as_it_is():
-    logits, y = torch.randn(64, 10).cuda(), torch.randint(0, 10, (64,)).cuda()
-    loss = fused_disc_loss(logits, y, gini_weight=0, kl_weight=0)
-    assert torch.equal(loss, F.cross_entropy(logits, y))
-
-
-def test_warmup_leaves_nothing_to_compile():
-    discfused.warmup([(256, 96), (2048, 96)], [torch.bfloat16], num_classes=50)
-    kernels = triton_runtime.kernels()
-
-    def compiled():
-        names = [name for name in kernels.__all__ if name.endswith("_kernel")]
-        caches = [c for name in names for c in getattr(kernels, name).device_caches.values()]
-        return sum(len(cache[0]) for cache in caches)
-
-    before = compiled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for N in (250, 256, 2048, 1900):
-            x = torch.randn(N, 96, device="cuda").bfloat16()
-            step(x, torch.randint(0, 50, (N,), device="cuda"), 50)
-    assert compiled() == before

@@ -13,16 +13,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by test_triton.py, in a process where TRITON_INTERPRET=1",
                 allow_module_level=True)  # fmt: skip
 
-import discfused
 from cases import LABELS, LAYOUTS, OPTIONS, features, labels, soft_labels
 from discfused import backends, class_histogram, disc_terms, fused_disc_loss
-from discfused.backends import triton_backend, triton_runtime, triton_soft
-from discfused.backends.contract import Labels, Members
-from test_facts import (  # noqa: F401 (collected here, with the fixture `backend` below)
-    test_dead_features_get_no_gradient,
-    test_extreme_half_precision_features_are_finite,
+from discfused.backends import triton_backend, triton_runtime
+from test_edges import (  # noqa: F401 (collected here, with the fixture `backend` below)
+    test_features_at_the_ends_of_half_precision_are_finite,
     test_nothing_to_say,
+    test_zeros_in_a_divergence,
 )
+from test_facts import *  # noqa: F403 (every fact)
 from test_loss import (  # noqa: F401
     test_double_backward_is_an_error_of_the_fused_backends,
     test_no_input_is_written_to,
@@ -42,13 +41,12 @@ SHAPES = [(1, 1, 1), (2, 1, 2), (5, 3, 1), (7, 5, 3), (37, 19, 10), (16, 33, 40)
 # at a time, is short.
 TILES = {
     "class_slots": {"ROWS": 16, "SLOTS": 16},
-    "present_slots": {"ROWS": 16, "OTHERS": 16},
+    "present_slots": {"ROWS": 16, "SLOTS": 16},
+    "moments": {"MOMENT_ROWS": 4, "COLS": 16},
     "share": {"ROWS": 4},
-    "moments": {"ROWS": 4, "COLS": 16},
-    "fold": {"PARTS": 2, "COLS": 64},
-    "slot_rows": {"ROWS": 2, "COLS": 16},
-    "slot_rows_wide": {"ROWS": 2, "COLS": 32},
-    "feature_terms": {"SLOTS": 16, "COLS": 16},
+    "slot_rows": {"PARTS": 2, "ROWS": 1, "COLS": 16},
+    "carry": {"LINES": 2, "COLS": 16},
+    "feature_terms": {"LINES": 2, "SLOTS": 16, "COLS": 16},
     "class_terms": {"PARTS": 1, "SLOTS": 16, "COLS": 32},
     "gradient_sum": {"ROWS": 4, "COLS": 16},
     "gradient": {"ROWS": 8, "COLS": 16, "PARTS": 4},
@@ -62,7 +60,8 @@ TILES = {
 def tiles(monkeypatch):
     tables = dict.fromkeys((torch.float32, torch.float64), TILES)
     monkeypatch.setattr(triton_runtime.kernels(), "BLOCKS", tables)
-    monkeypatch.setattr(triton_runtime.kernels(), "PROGRAMS", 8)
+    programs = dict.fromkeys(triton_runtime.kernels().PROGRAMS, 8)
+    monkeypatch.setattr(triton_runtime.kernels(), "PROGRAMS", programs)
 
 
 @pytest.fixture(params=["in registers", "in two passes", "sorted"])
@@ -208,84 +207,6 @@ def test_the_same_bits_on_every_run(path):
     first = run()
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
-
-
-# ---------------------------------------------------------------- stages
-
-
-@pytest.mark.parametrize("C", [5, 40])
-def test_members(path, C):
-    N = 23
-    y = labels(N, C, "some ignored")
-    weight, sample_weight = torch.rand(C), torch.rand(N)
-    sample_weight[4] = 0
-    weight[y[5]] = 0
-    stage = backends.get("triton").members
-    got = stage(Labels(y, weight, sample_weight, C, -100), min(N, C), torch.float32)
-    n = torch.where(y == -100, 0, weight[y.clamp(min=0)] * sample_weight)
-    torch.testing.assert_close(got.row_weight, n)
-    torch.testing.assert_close(got.total, n.sum())
-    counts = n != 0
-    assert (got.slot[~counts] == -1).all()
-    assert torch.equal(got.slot_class[got.slot[counts].long()], y[counts])
-    used = got.slot_class[got.slot[counts].long().unique()]
-    assert torch.equal(used, y[counts].unique())  # in the order of classes
-    share = torch.zeros(C).index_add_(0, y[counts], n[counts]) / n.sum()
-    there = got.slot_class >= 0
-    torch.testing.assert_close(got.share[there], share[got.slot_class[there]])
-    assert (got.share[~there] == 0).all()
-    # What only this backend adds: each slot's rows lie together, in their own order.
-    assert sorted(got.order.tolist()) == list(range(N))
-    for s in range(min(N, C)):
-        start, count = got.span[:, s].tolist()
-        rows = got.order[start : start + count]
-        assert torch.equal(rows.long(), (got.slot == s).nonzero().flatten())
-
-
-def test_histogram_without_the_order(path):
-    """Members that another stage has put together."""
-    y, x = labels(20, 6), features(20, 7)
-    backend = backends.get("triton")
-    members = backend.members(Labels(y, None, None, 6, -100), 6, torch.float64)
-    expected = backend.histogram(x, members, "relu", True)
-    got = backend.histogram(x, Members(*members), "relu", True)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    shifted = backend.histogram(x, members, "relu", True, mean=expected.mean + 0.1)
-    torch.testing.assert_close(
-        shifted.table, torch.eye(6).double()[y].T @ (x - expected.mean - 0.1).relu()
-    )
-    torch.testing.assert_close(shifted.mean, expected.mean + 0.1)
-
-
-@pytest.mark.parametrize("C", [5, 40])
-def test_bad_labels_are_counted_and_reach_the_user(path, C):
-    """No label out of range is followed; the error says how many there were."""
-    y = labels(20, C)
-    y[3], y[7], y[8], y[11] = C, -1, 2**40, -100
-    stage = backends.get("triton").members
-    bad, good = (Labels(target, torch.rand(C), None, C, -100) for target in (y, labels(20, C)))
-    with pytest.raises(IndexError, match="3 labels of a batch"):
-        stage(bad, min(20, C), torch.float32)
-    stage(good, min(20, C), torch.float32)
-
-
-def test_table_gradient_of_soft_labels_is_that_of_the_contract():
-    from discfused.backends.contract import Pull
-
-    H = torch.rand(4, 3).double()
-    coef, A = torch.rand(4, 3).double(), torch.rand(4).double()
-    pull = Pull(coef, A, torch.tensor(2.0), torch.tensor(3.0), 0.5, 0.25)
-    scale, inverse, squares, projection = coef
-    P = H * inverse
-    expected = scale * (2 * (squares - P) + 0.75 * (A[:, None] - projection))
-    torch.testing.assert_close(triton_soft.table_gradient(H, pull), expected)
-
-
-def test_warmup_runs_every_stage():
-    discfused.warmup(
-        shapes=[(9, 5), (4, 3)], dtypes=[torch.float32, torch.bfloat16], num_classes=6,
-        device="cpu",
-    )  # fmt: skip
 
 
 def test_histograms_of_parts_add_up():

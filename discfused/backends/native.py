@@ -10,7 +10,10 @@ from discfused.backends.contract import (
     Labels,
     Members,
     Pull,
+    Settings,
     Terms,
+    accumulation_dtype,
+    dead_threshold,
 )
 
 _CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
@@ -19,6 +22,8 @@ _CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 class CpuBackend:
     name = "cpu"
     device_type = "cpu"
+    coef_rows = 3
+    keeps_table = False  # blocks of it live in the cache only
 
     def unavailable(self) -> str | None:
         try:
@@ -31,58 +36,57 @@ class CpuBackend:
     def _kernels(self):
         return _library.load().cpu
 
-    def members(self, labels: Labels, slots: int, dtype: torch.dtype) -> Members:
+    def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
         target, weight, sample_weight, num_classes, ignore_index = labels
         return Members(
             *self._kernels.members(
                 target, weight, sample_weight, num_classes, slots, ignore_index,
-                dtype == torch.float64,
+                accumulation_dtype(features.dtype) == torch.float64,
             )
         )  # fmt: skip
 
-    def histogram(
+    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+        return False  # gradient makes its own
+
+    def forward(
         self,
         features: Tensor,
         members: Members,
-        activation: str,
-        center: bool,
-        mean: Tensor | None = None,
-    ) -> Histogram:
-        slot, row_weight, total, _, share, soft = members
-        return Histogram(
-            *self._kernels.histogram(
-                features, slot, row_weight, total, soft, share.shape[0], _CODE[activation],
-                center, mean,
-            )
-        )  # fmt: skip
-
-    def terms(
-        self,
-        histogram: Histogram,
         prior: Tensor,
         absent: Tensor | None,
-        reverse: bool,
-        eps: float,
+        settings: Settings,
         gini_weight: float,
         kl_weight: float,
-    ) -> Terms:
-        _, table, magnitude = histogram
-        return Terms(
-            *self._kernels.terms(
-                table, magnitude, prior, absent, reverse, eps, gini_weight, kl_weight
+        slope: bool,
+    ) -> tuple[Terms, Histogram]:
+        penalty, gini, kl, mean, feature_coef, slot_coef = self._kernels.terms(
+            features, members.slot, members.row_weight, members.total, members.soft, prior, absent,
+            _CODE[settings.activation], settings.center, settings.reverse,
+            dead_threshold(settings), gini_weight, kl_weight,
+        )  # fmt: skip
+        return Terms(penalty, gini, kl, feature_coef, slot_coef), Histogram(mean, None)
+
+    def histogram(
+        self, features: Tensor, members: Members, activation: str, center: bool
+    ) -> Histogram:
+        return Histogram(
+            *self._kernels.histogram(
+                features, members.slot, members.row_weight, members.total, members.soft,
+                members.share.shape[0], _CODE[activation], center,
             )
-        )
+        )  # fmt: skip
 
     def gradient(
         self,
         features: Tensor,
         members: Members,
         mean: Tensor | None,
-        table: Tensor,
+        table: Tensor | None,
         activation: str,
         pull: Pull | None,
     ) -> Tensor:
+        upstream = (table, None, None, None, None, 0.0, 0.0) if pull is None else (None, *pull[:6])
         return self._kernels.gradient(
-            features, members.slot, members.row_weight, members.total, members.soft, mean, table,
-            _CODE[activation], *(pull or (None, None, None, None, 0.0, 0.0)),
+            features, members.slot, members.row_weight, members.total, members.soft, mean,
+            _CODE[activation], *upstream,
         )  # fmt: skip

@@ -2,17 +2,21 @@
 
 Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float64):
 
-    members    1        labels, from cache; a sort instead beyond SCAN_ROWS or SCAN_COMPARISONS
-    histogram  1        N <= 1024: reads N D e, writes S D a
-               3 or 4   else (moments, fold, slot_rows, fold if parts > 1): reads 2 N D e, once
-                        of it from L2 as far as it fits; writes S D a
-    terms      2        reads 3 S D a, from L2 as far as it fits
-    gradient   1        N <= 1024, or not centred: reads N D e, writes N D e, gathers N D a
-               2        else (gradient_sum, gradient): reads and gathers twice
+                        N <= 1024             N > 1024
+    members    1        labels, from cache    labels, and reads N D e (the moments)
+    histogram  1        reads N D e,          reads N D e, from L2 as far as it fits;
+                        writes S D a          writes S D a, with the slope 2 S D a
+    terms      2        reads 3 S D a         with the slope 4 S D a, from L2 as far as it fits
+    gradient   1        reads N D e, gathers N D a (from L2), writes N D e
 
-Nothing depends on C where C > N. To be measured: whether forward should keep, for every slot, the
-sum of n phi', from which the correction for the mean follows without the second look at x.
+Forward keeps the slope where C < N and a gradient is wanted. Else (N > 1024, C >= N) the gradient
+takes a launch more, and reads and gathers twice. Beyond SCAN_ROWS or SCAN_COMPARISONS members sorts
+the rows with PyTorch's ops. Of slots longer than a chunk of rows (slot_rows_kernel) parts of the
+sums wait in Histogram.carry until terms reads the table. Nothing depends on C where C > N.
 """
+
+import ctypes
+import math
 
 import torch
 from torch import Tensor
@@ -25,8 +29,11 @@ from discfused.backends.contract import (
     Members,
     Pull,
     Terms,
+    ThroughTable,
+    accumulation_dtype,
 )
 from discfused.backends.triton_runtime import bad_labels, interpreted, kernels, missing, on
+from discfused.backends.triton_sorted import Order
 
 _CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 
@@ -47,49 +54,21 @@ def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _parts(rows: int, blocks: dict, programs: int, most: int) -> int:
-    """Into how many parts to split work of `programs` programs, each walking so many rows."""
-    wanted = _cdiv(kernels().PROGRAMS, programs)
-    return max(1, min(wanted, _cdiv(rows, 4 * blocks["ROWS"]), most))
+def _parts(name: str, rows: int, columns: int, least: int) -> int:
+    """Into how many parts of at least so many rows to split work on so many blocks of columns."""
+    wanted = _cdiv(kernels().PROGRAMS[name], max(columns, 1))
+    return max(1, min(wanted, _cdiv(rows, least)))
 
 
-def _large_histogram(features, rows, total, S, code, center, mean) -> Histogram:
-    """Features whose columns do not fit into registers: a pass for the mean, one for the table."""
-    k = kernels()
-    row_weight = rows[0]
-    N, D = features.shape
-    table_of = k.BLOCKS[row_weight.dtype]
-    blocks, fold = table_of["moments"], table_of["fold"]
-    columns = _cdiv(D, blocks["COLS"])
-    parts = _parts(N, blocks, columns, N)
-    sums = row_weight.new_empty((parts, 2, D))
-    moments = row_weight.new_empty((2, D))
-    k.moments_kernel[(columns * parts,)](
-        features, *features.stride(), row_weight, sums, N, D, parts,
-        ACT=code, **blocks,
-    )  # fmt: skip
-    k.fold_kernel[(_cdiv(2 * D, fold["COLS"]),)](sums, moments, total, parts, 2 * D, D, **fold)
-    if mean is None:
-        mean = moments[0]
-
-    wide = table_of["slot_rows_wide"]
-    blocks = wide if wide["COLS"] < 2 * D else table_of["slot_rows"]
-    columns = _cdiv(D, blocks["COLS"])
-    parts = _parts(_cdiv(N, S), blocks, columns * S, N)
-    table = row_weight.new_empty((parts, S, D))
-    k.slot_rows_kernel[(columns * S * parts,)](
-        features, *features.stride(), *rows, mean, table, S, D, parts,
-        ACT=code, CENTER=center, **blocks,
-    )  # fmt: skip
-    if parts > 1:
-        sums, table = table, row_weight.new_empty((S, D))
-        grid = (_cdiv(S * D, fold["COLS"]),)
-        k.fold_kernel[grid](sums, table, total, parts, S * D, 0, **fold)
-    return Histogram(mean if center else None, table.view(S, D), moments[1])
+def _split(number: float) -> tuple[float, float]:
+    """Triton passes Python's numbers as float32: the number so rounded, and the rest."""
+    head = ctypes.c_float(number).value
+    return head, number - head if math.isfinite(head) else 0.0
 
 
-class TritonBackend:
+class TritonBackend(ThroughTable):
     name = "triton"
+    coef_rows = 6
 
     @property
     def device_type(self) -> str:
@@ -98,9 +77,18 @@ class TritonBackend:
     def unavailable(self) -> str | None:
         return missing(interpreted())
 
-    def members(self, labels: Labels, slots: int, dtype: torch.dtype) -> Members:
-        target, weight, sample_weight, C, ignore_index = labels
-        N, device = target.shape[0], target.device
+    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+        # With a slot for every row the slope takes as much memory as the table, and writing and
+        # reading it (8 bytes an element in float32) costs what the second look does (2 or 4 of x
+        # and 4 of the table).
+        N = features.shape[0]
+        whole = _whole("whole_gradient", N, accumulation_dtype(features.dtype))
+        return whole is None and slots < N
+
+    def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
+        C, ignore_index = labels[3:]
+        (N, D), device = features.shape, features.device
+        dtype = accumulation_dtype(features.dtype)
         bad = bad_labels(device)
         bad.check()
         if N == 0:
@@ -108,39 +96,45 @@ class TritonBackend:
             slot_class = torch.arange(slots, device=device)
             rows = torch.empty(0, dtype=torch.int32, device=device), zero[:0]
             return Members(*rows, total=zero[slots], slot_class=slot_class, share=zero[:slots])
-        target, weight, sample_weight = (
-            t if t is None else t.contiguous() for t in (target, weight, sample_weight)
-        )
-        integers = {"dtype": torch.int32, "device": device}
-        floats = {"dtype": dtype, "device": device}
-        if N > SCAN_ROWS or N * slots > SCAN_COMPARISONS:
-            with on(target):
-                result = triton_sorted.members(kernels(), labels, slots, dtype, bad.flag)
-            bad.check_now()
-            return result
-        row_weight, total = torch.empty(N, **floats), torch.empty((), **floats)
-        slot, order = torch.empty(N, **integers), torch.empty(N, **integers)
-        span, share = torch.empty((2, slots), **integers), torch.empty(slots, **floats)
-        slot_class = torch.empty(slots, dtype=torch.int64, device=device)
-        k = kernels()
-        if slots == C:  # + 1: slot S holds the rows that do not count
-            kernel, blocks = k.class_slots_kernel, k.BLOCKS[dtype]["class_slots"]
-            grid = (_cdiv(slots + 1, blocks["SLOTS"]),)
-        else:
-            kernel, blocks = k.present_slots_kernel, k.BLOCKS[dtype]["present_slots"]
-            grid = (_cdiv(N, blocks["ROWS"]),)
-        with on(target):
-            kernel[grid](
-                target, total if weight is None else weight,
-                total if sample_weight is None else sample_weight,
-                slot, row_weight, order, span, share, slot_class, total, bad.flag,
-                N, slots, C, ignore_index,
-                WEIGHTED=weight is not None, SAMPLE_WEIGHTED=sample_weight is not None, **blocks,
-            )  # fmt: skip
+        labels = Labels(*(t if t is None else t.contiguous() for t in labels[:3]), C, ignore_index)
+        integers, floats = ({"dtype": t, "device": device} for t in (torch.int32, dtype))
+        k, present = kernels(), slots != C
+        blocks = k.BLOCKS[dtype]["present_slots" if present else "class_slots"]
+        moment_blocks = k.BLOCKS[dtype]["moments"]
+        with on(features):
+            if N > SCAN_ROWS or N * slots > SCAN_COMPARISONS:
+                programs = 0
+                found = triton_sorted.members(k, labels, slots, dtype, bad.flag)
+            else:  # + 1: the rows that do not count have a slot, too
+                programs = _cdiv(N if present else slots + 1, blocks["SLOTS"])
+                order = Order(*(torch.empty((2, n), **integers) for n in (N, slots)))
+                found = Members(
+                    torch.empty(N, **integers), torch.empty(N, **floats), torch.empty((), **floats),
+                    torch.empty(slots, dtype=torch.int64, device=device),
+                    torch.empty(slots, **floats), extra=order,
+                )  # fmt: skip
+            # Tensors that are not there are never read; any pointer will do.
+            x, columns, parts = (found.total, 0, 0), 0, 0
+            moments = found.total
+            if _whole("whole_columns", N, dtype) is None:
+                columns = _cdiv(D, moment_blocks["COLS"])
+                parts = _parts("moments", N, columns, 2 * moment_blocks["MOMENT_ROWS"])
+                x, moments = (features, *features.stride()), torch.empty((parts, 2, D), **floats)
+                found = found._replace(extra=found.extra._replace(moments=moments))
+            if programs + columns * parts:
+                target, weight, sample_weight = labels[:3]
+                k.members_kernel[(programs + columns * parts,)](
+                    target, found.total if weight is None else weight,
+                    found.total if sample_weight is None else sample_weight,
+                    found.slot, found.row_weight, *found.extra[:2], found.share, found.slot_class,
+                    found.total, bad.flag, *x, moments, N, slots, C, D if parts else 0,
+                    ignore_index, programs, parts,
+                    PRESENT=present, MOMENTS=parts > 0, WEIGHTED=weight is not None,
+                    SAMPLE_WEIGHTED=sample_weight is not None,
+                    ACT=_CODE[activation] if parts else 0, **moment_blocks, **blocks,
+                )  # fmt: skip
         bad.check_now()
-        return triton_sorted.ordered(
-            Members(slot, row_weight, total, slot_class, share), order, span
-        )
+        return found
 
     def histogram(
         self,
@@ -149,34 +143,55 @@ class TritonBackend:
         activation: str,
         center: bool,
         mean: Tensor | None = None,
+        slope: bool = False,
     ) -> Histogram:
         if members.soft is not None:
             with on(features):
                 return triton_soft.histogram(kernels(), features, members, activation, center, mean)
-        slot, row_weight, total, _, share, _ = members
-        (N, D), S, dtype = features.shape, share.shape[0], row_weight.dtype
+        (N, D), S, dtype = features.shape, members.share.shape[0], members.row_weight.dtype
         floats = {"dtype": dtype, "device": features.device}
         if N == 0:
             zero = torch.zeros((S + 2, D), **floats)
             return Histogram(zero[0] if center else None, zero[2:], zero[1])
-        if not isinstance(members, triton_sorted.OrderedMembers):
-            members = triton_sorted.by_slot(members)
-        rows = row_weight, members.order, members.span
-        k = kernels()
-        code = _CODE[activation]
-        with on(features):
+        order, span, moments = members.extra
+        k, given = kernels(), mean is not None
+        if not given:
+            mean = torch.empty(D, **floats)
+        magnitude, table = torch.empty(D, **floats), torch.empty((S, D), **floats)
+        flags = {"ACT": _CODE[activation], "CENTER": center, "GIVEN": given}
+        x, rows = (features, *features.stride()), (members.row_weight, order, span, members.total)
+        if moments is None:
             blocks = _whole("whole_columns", N, dtype)
-            if blocks is None:
-                return _large_histogram(features, rows, total, S, code, center, mean)
-            given = mean is not None
-            if not given:
-                mean = torch.empty(D, **floats)
-            magnitude, table = torch.empty(D, **floats), torch.empty((S, D), **floats)
-            k.whole_columns_kernel[(_cdiv(D, blocks["COLS"]),)](
-                features, *features.stride(), slot, row_weight, total, *rows[1:], mean, magnitude,
-                table, N, S, D, ACT=code, CENTER=center, GIVEN=given, **blocks,
+            with on(features):
+                k.whole_columns_kernel[(_cdiv(D, blocks["COLS"]),)](
+                    *x, *rows, mean, magnitude, table, N, S, D, **flags, **blocks
+                )
+            return Histogram(mean if center else None, table, magnitude)
+        blocks = k.BLOCKS[dtype]["slot_rows"]
+        columns = _cdiv(D, blocks["COLS"])
+        chunks = _parts("slot_rows", N, columns, 8 * blocks["ROWS"])
+        slopes = torch.empty((S, D), **floats) if slope else None
+        carry = torch.empty((2 if slope else 1, chunks, D), **floats)
+        carry_slot = torch.empty(chunks, dtype=torch.int32, device=features.device)
+        with on(features):
+            k.slot_rows_kernel[(columns * chunks,)](
+                *x, *rows, moments, mean, magnitude, table, slopes if slope else table,
+                carry, carry_slot, N, S, D, moments.shape[0], chunks,
+                SLOPE=slope, **flags, **blocks,
             )  # fmt: skip
-        return Histogram(mean if center else None, table, magnitude)
+        return Histogram(
+            mean if center else None, table, magnitude, slopes, carry=(carry, carry_slot)
+        )
+
+    def complete(self, histogram: Histogram) -> None:
+        _, table, _, slope, (carry, carry_slot) = histogram
+        D, k = table.shape[1], kernels()
+        blocks = k.BLOCKS[table.dtype]["carry"]
+        with on(table):
+            for sums, each in zip((table, slope), carry, strict=False):
+                k.carry_kernel[(_cdiv(D, blocks["COLS"]),)](
+                    sums, each, carry_slot, D, carry_slot.shape[0], **blocks
+                )
 
     def terms(
         self,
@@ -188,28 +203,31 @@ class TritonBackend:
         gini_weight: float,
         kl_weight: float,
     ) -> Terms:
-        _, table, magnitude = histogram
-        table = table.contiguous()
+        table, magnitude = histogram.table.contiguous(), histogram.magnitude
+        # Tensors that are not there are never read; any pointer will do.
+        slope = table if histogram.slope is None else histogram.slope.contiguous()
+        carry, carry_slot = histogram.carry or (table, magnitude.new_empty(0, dtype=torch.int32))
+        chunks, has_slope = carry_slot.shape[0], histogram.slope is not None
         S, D = table.shape
         k = kernels()
         blocks = k.BLOCKS[table.dtype]["feature_terms"]
         parts = _cdiv(D, blocks["COLS"])
-        feature_coef = table.new_empty((4, D))
+        feature_coef = table.new_empty((self.coef_rows, D))
         slot_coef = table.new_empty(S)
         sums = table.new_empty((parts, S + 2))
         penalty, gini, kl = (table.new_empty(()) for _ in range(3))
         with on(table):
             k.feature_terms_kernel[(parts,)](
-                table, magnitude, feature_coef, sums, S, D, eps, **blocks
-            )
+                table, slope, carry, carry_slot, magnitude, feature_coef, sums, S, D, chunks, eps,
+                SLOPE=has_slope and chunks > 0, **blocks,
+            )  # fmt: skip
             blocks = k.BLOCKS[table.dtype]["class_terms"]
             k.class_terms_kernel[(_cdiv(D, blocks["COLS"]),)](
-                table, feature_coef, sums, prior.contiguous(), gini if absent is None else absent,
-                slot_coef, penalty, gini, kl, S, D, parts, gini_weight, kl_weight,
-                ABSENT=absent is not None, REVERSE=reverse, **blocks,
+                table, slope, feature_coef, sums, prior.contiguous(),
+                gini if absent is None else absent,
+                slot_coef, penalty, gini, kl, S, D, parts, *_split(gini_weight), *_split(kl_weight),
+                SLOPE=has_slope, ABSENT=absent is not None, REVERSE=reverse, **blocks,
             )  # fmt: skip
-        if table.dtype == torch.float64:  # Triton passes Python's numbers as float32
-            penalty = gini_weight * gini + kl_weight * kl
         return Terms(penalty, gini, kl, feature_coef, slot_coef)
 
     def gradient(
@@ -221,48 +239,48 @@ class TritonBackend:
         activation: str,
         pull: Pull | None,
     ) -> Tensor:
-        slot, row_weight, total, *_, soft = members
-        (N, D), center = features.shape, mean is not None
+        slot, row_weight, total, soft = *members[:3], members.soft
+        N, D = features.shape
         bad_labels(features.device).check()
         dx = torch.empty((N, D), dtype=features.dtype, device=features.device)
         if N == 0:
             return dx
-        k = kernels()
+        k, dtype = kernels(), row_weight.dtype
         table = table.contiguous()
-        if pull is not None and table.dtype == torch.float64:  # as in terms
-            pull = pull._replace(
-                grad_gini=pull.grad_gini * pull.gini_weight, gini_weight=1.0,
-                grad_kl=pull.grad_kl * pull.kl_weight, kl_weight=1.0,
-            )  # fmt: skip
+        blocks, whole = k.BLOCKS[dtype]["gradient"], _whole("whole_gradient", N, dtype)
+        rows_each = 8 * blocks["ROWS"]
+        if mean is None:
+            shift = "none"
+        elif pull is not None and pull.slope:
+            shift = "slope"
+        elif whole is not None:
+            shift, blocks = "whole", {**blocks, **whole}
+            rows_each = blocks["ROWS"]
+        else:
+            shift = "sums"
         with on(features):
             if soft is not None:
                 slot, table, pull = row_weight, triton_soft.row_gradient(k, soft, table, pull), None
-            # Tensors that are not there are never read; any pointer will do.
+            *tensors, gini_weight, kl_weight = pull[:6] if pull else (*[total] * 4, 1.0, 1.0)
             arguments = (
-                features, *features.stride(), slot, row_weight, mean if center else total, table,
-                *(pull or (total, total, total, total, 1.0, 1.0)),
+                features, *features.stride(), slot, row_weight, total if mean is None else mean,
+                table, *tensors, *_split(gini_weight), *_split(kl_weight),
             )  # fmt: skip
             flags = {
                 "ACT": _CODE[activation], "PULL": pull is not None, "SOFT": soft is not None
             }  # fmt: skip
-            table_of = k.BLOCKS[row_weight.dtype]
-            blocks, parts, sums = table_of["gradient"], 1, total
-            rows_each = 8 * blocks["ROWS"]
-            whole = _whole("whole_gradient", N, row_weight.dtype) if center else None
-            if whole is not None:
-                blocks = {**blocks, **whole}
-                rows_each = blocks["ROWS"]
-            elif center:
-                first = table_of["gradient_sum"]
+            parts, sums = 1, total
+            if shift == "sums":
+                first = k.BLOCKS[dtype]["gradient_sum"]
                 columns = _cdiv(D, first["COLS"])
-                parts = _parts(N, first, columns, blocks["PARTS"])
+                parts = _parts("gradient_sum", N, columns, 4 * first["ROWS"])
+                parts = min(parts, blocks["PARTS"])
                 sums = row_weight.new_empty((parts, D))
                 k.gradient_sum_kernel[(columns * parts,)](
                     *arguments, sums, N, D, parts, **flags, **first
                 )
             grid = (_cdiv(N, rows_each) * _cdiv(D, blocks["COLS"]),)
             k.gradient_kernel[grid](
-                *arguments, sums, N, D, parts, total, dx, rows_each,
-                CENTER=center, WHOLE=whole is not None, **flags, **blocks,
-            )  # fmt: skip
+                *arguments, sums, N, D, parts, total, dx, rows_each, SHIFT=shift, **flags, **blocks
+            )
         return dx

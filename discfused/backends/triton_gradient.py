@@ -3,30 +3,51 @@
 import triton
 import triton.language as tl
 
-from discfused.backends.triton_math import _columns, _pull_back, _read
+from discfused.backends.triton_math import _columns, _number, _pull_back, _read
+
+_WEIGHTS = ["gini_weight", "gini_rest", "kl_weight", "kl_rest"]
 
 
 @triton.jit
 def _column_coefficients(
-    mean, feature_coef, grad_gini, grad_kl, gini_weight, kl_weight, columns, inside, D,
+    mean, feature_coef, g1, g2, columns, inside, D,
     CENTER: tl.constexpr, PULL: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What contract.Pull needs of every column: G = outer * (constant + slope * H + g2 * A)"""
     mu = tl.zeros([columns.shape[0]], dtype=ACC)
     outer, constant, slope = mu, mu, mu
-    g2 = tl.full([], 0.0, ACC)
     if CENTER:
         mu = tl.load(mean + columns, mask=inside, other=0.0).to(ACC)
     if PULL:
-        g1 = tl.load(grad_gini).to(ACC) * gini_weight
-        g2 = tl.load(grad_kl).to(ACC) * kl_weight
         outer = tl.load(feature_coef + columns, mask=inside, other=0.0).to(ACC)
         inverse = tl.load(feature_coef + D + columns, mask=inside, other=0.0).to(ACC)
         squares = tl.load(feature_coef + 2 * D + columns, mask=inside, other=0.0).to(ACC)
         projection = tl.load(feature_coef + 3 * D + columns, mask=inside, other=0.0).to(ACC)
         constant = 2.0 * g1 * squares - g2 * projection
         slope = -2.0 * g1 * inverse
-    return mu, outer, constant, slope, g2
+    return mu, outer, constant, slope
+
+
+@triton.jit
+def _upstream(
+    grad_gini, grad_kl, gini_weight, gini_rest, kl_weight, kl_rest,
+    PULL: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The gradients of gini and kl with their weights"""
+    g1 = tl.full([], 0.0, ACC)
+    g2 = g1
+    if PULL:
+        g1 = tl.load(grad_gini).to(ACC) * _number(gini_weight, gini_rest, ACC)
+        g2 = tl.load(grad_kl).to(ACC) * _number(kl_weight, kl_rest, ACC)
+    return g1, g2
+
+
+@triton.jit
+def _prepared_shift(feature_coef, g1, g2, outer, columns, inside, D, ACC: tl.constexpr):
+    """sum_k phi'(x_k - mu) n_k G as contract.Pull has it"""
+    of_gini = tl.load(feature_coef + 4 * D + columns, mask=inside, other=0.0).to(ACC)
+    of_kl = tl.load(feature_coef + 5 * D + columns, mask=inside, other=0.0).to(ACC)
+    return tl.where(outer == 0, 0.0, outer * (2.0 * g1 * of_gini + g2 * of_kl))
 
 
 @triton.jit
@@ -54,10 +75,10 @@ def _activation_gradient(
     return _pull_back(z, g, ACT), n, mask
 
 
-@triton.jit(do_not_specialize=["gini_weight", "kl_weight", "N", "parts"])
+@triton.jit(do_not_specialize=[*_WEIGHTS, "N", "parts"])
 def gradient_sum_kernel(
     x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
-    grad_gini, grad_kl, gini_weight, kl_weight, sums, N, D, parts,
+    grad_gini, grad_kl, gini_weight, gini_rest, kl_weight, kl_rest, sums, N, D, parts,
     ACT: tl.constexpr, PULL: tl.constexpr, SOFT: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -66,8 +87,9 @@ def gradient_sum_kernel(
     blocks = tl.cdiv(D, COLS)
     program = tl.program_id(0)
     columns, inside = _columns(program % blocks, D, COLS)
-    mu, outer, constant, slope, g2 = _column_coefficients(
-        mean, feature_coef, grad_gini, grad_kl, gini_weight, kl_weight, columns, inside, D,
+    g1, g2 = _upstream(grad_gini, grad_kl, gini_weight, gini_rest, kl_weight, kl_rest, PULL, ACC)
+    mu, outer, constant, slope = _column_coefficients(
+        mean, feature_coef, g1, g2, columns, inside, D,
         True, PULL, ACC,
     )  # fmt: skip
     part = (program // blocks).to(tl.int64)
@@ -85,30 +107,36 @@ def gradient_sum_kernel(
     tl.store(sums + part * D + columns, tl.sum(value, axis=0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["gini_weight", "kl_weight", "N", "parts", "rows_each"])
+@triton.jit(do_not_specialize=[*_WEIGHTS, "N", "parts", "rows_each"])
 def gradient_kernel(
     x, row_stride, column_stride, slot, row_weight, mean, table, feature_coef, slot_coef,
-    grad_gini, grad_kl, gini_weight, kl_weight, sums, N, D, parts, total, dx, rows_each,
-    ACT: tl.constexpr, CENTER: tl.constexpr, WHOLE: tl.constexpr, PULL: tl.constexpr,
-    SOFT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PARTS: tl.constexpr,
+    grad_gini, grad_kl, gini_weight, gini_rest, kl_weight, kl_rest, sums, N, D, parts, total, dx,
+    rows_each,
+    ACT: tl.constexpr, SHIFT: tl.constexpr, PULL: tl.constexpr, SOFT: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """dx = ga - n / sum(n) * sum_k ga_k, ga = phi'(x - mu) n G. The sum over rows is that of the
-    program's own registers if they hold all rows (WHOLE), else of `sums` [parts <= PARTS, D]."""
+    """dx = ga - n / sum(n) * sum_k ga_k, ga = phi'(x - mu) n G. the sum over rows, which there
+    is only of centred features, comes (SHIFT) from the program's own registers if they hold all
+    rows ("whole"), from rows 4 and 5 of feature_coef ("slope"), or from sums [parts <= PARTS, D]
+    ("sums"); else "none"."""
     ACC: tl.constexpr = row_weight.dtype.element_ty
     blocks = tl.cdiv(D, COLS)
     program = tl.program_id(0)
     columns, inside = _columns(program % blocks, D, COLS)
-    mu, outer, constant, slope, g2 = _column_coefficients(
-        mean, feature_coef, grad_gini, grad_kl, gini_weight, kl_weight, columns, inside, D,
-        CENTER, PULL, ACC,
+    g1, g2 = _upstream(grad_gini, grad_kl, gini_weight, gini_rest, kl_weight, kl_rest, PULL, ACC)
+    mu, outer, constant, slope = _column_coefficients(
+        mean, feature_coef, g1, g2, columns, inside, D,
+        SHIFT != "none", PULL, ACC,
     )  # fmt: skip
     shift = tl.zeros([COLS], dtype=ACC)
     scale = tl.full([], 0.0, ACC)
-    if CENTER:
+    if SHIFT != "none":
         # A total of 0 means that no row counts.
         whole = tl.load(total).to(ACC)
         scale = 1.0 / tl.where(whole == 0, 1.0, whole)
-        if not WHOLE:
+        if SHIFT == "slope":
+            shift = _prepared_shift(feature_coef, g1, g2, outer, columns, inside, D, ACC)
+        elif SHIFT == "sums":
             part = tl.arange(0, PARTS)
             there = (part < parts)[:, None] & inside[None, :]
             shift = tl.sum(_read(sums, part, columns, D, 1, there, ACC), axis=0)
@@ -120,8 +148,8 @@ def gradient_kernel(
             x, row_stride, column_stride, slot, row_weight, table, slot_coef, mu, outer, constant,
             slope, g2, rows, N, columns, inside, D, ACT, PULL, SOFT, ACC,
         )  # fmt: skip
-        if CENTER:
-            if WHOLE:
+        if SHIFT != "none":
+            if SHIFT == "whole":
                 shift = tl.sum(tl.where(mask, ga, 0.0), axis=0)
             ga -= (n * scale)[:, None] * shift[None, :]
         # Rows that do not count get 0, also where the rest is NaN.

@@ -77,6 +77,12 @@ def _read(x, rows, columns, row_stride, column_stride, mask, ACC: tl.constexpr):
 
 
 @triton.jit
+def _number(head, rest, ACC: tl.constexpr):
+    """A number of the host, which Triton passes as float32: what rounding lost comes second."""
+    return tl.full([], head, ACC) + tl.full([], rest, ACC)
+
+
+@triton.jit
 def _columns(block, D, COLS: tl.constexpr):
     columns = block.to(tl.int64) * COLS + tl.arange(0, COLS)
     return columns, columns < D

@@ -1,9 +1,11 @@
 """What the Triton backend needs of its surroundings: whether it can run, and where to report."""
 
+import atexit
 import contextlib
 import functools
 import os
 import shutil
+import sys
 import sysconfig
 
 import torch
@@ -55,14 +57,16 @@ class BadLabels:
 
     Kernels write the number into pinned host memory, and only if there are any: no copy, no event,
     nothing that a CUDA graph could not hold. The host looks when it comes by the next time, so the
-    error may come one call late; the rows themselves never count. torch._assert_async would leave
-    the process without a usable device, and could not say how many.
+    error may come one call late, and after the last call when Python ends; the rows themselves
+    never count. torch._assert_async would leave the process without a usable device, and could not
+    say how many.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._host = self.flag.numpy()
+        atexit.register(self.last_words)
 
     def check(self) -> None:
         count = int(self._host[0])
@@ -72,6 +76,13 @@ class BadLabels:
                 f"{count} labels of a batch on {self.device} were out of range: expected class "
                 "indices in [0, num_classes) or ignore_index. Their rows did not count."
             )
+
+    def last_words(self) -> None:
+        """Too late to raise. What the GPU has not come to by now stays untold."""
+        try:
+            self.check()
+        except IndexError as error:
+            print(f"discfused: {error}", file=sys.stderr)
 
     def check_now(self) -> None:
         """After a kernel: under the interpreter it has run by now."""

@@ -1,10 +1,11 @@
 """Triton kernels for the rows: which slot each belongs to, and all rows in the order of slots.
 
-Both kernels need one launch and no atomics. They write for N rows and S slots
+Both ways need one launch (members_kernel) and no atomics. They write for N rows and S slots
 
     slot        [N] int32  the row's slot, -1 for a row that does not count
     row_weight  [N] acc    n_i
-    order       [N] int32  the rows slot after slot, each slot's in their own order; then the rest
+    order    [2, N] int32  the rows slot after slot, each slot's in their own order, then the rest;
+                           and the slots of these rows
     span     [2, S] int32  where a slot's rows begin in `order`, and how many there are
     share       [S] acc    the slot's part of all weight
     slot_class  [S] int64  the class of a slot, -1 for an empty one
@@ -15,7 +16,7 @@ Both kernels need one launch and no atomics. They write for N rows and S slots
 import triton
 import triton.language as tl
 
-_NUMBERS = ["N", "S", "C", "ignore_index"]  # values that change from call to call
+from discfused.backends.triton_math import _columns, _read, _size
 
 
 @triton.jit
@@ -38,10 +39,10 @@ def _read_rows(
     return label, n, known & ~valid
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
-def class_slots_kernel(
-    target, weight, sample_weight, slot, row_weight, order, span, share, slot_class, total, bad,
-    N, S, C, ignore_index,
+@triton.jit
+def _class_slots(
+    program, programs, target, weight, sample_weight, slot, row_weight, order, span, share,
+    slot_class, total, bad, N, S, C, ignore_index,
     WEIGHTED: tl.constexpr, SAMPLE_WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -51,11 +52,10 @@ def class_slots_kernel(
     Slot S stands for the rows that do not count: they come last in the order.
     """
     ACC: tl.constexpr = row_weight.dtype.element_ty
-    program = tl.program_id(0)
     slots = program * SLOTS + tl.arange(0, SLOTS)
-    before = tl.zeros([SLOTS], dtype=tl.int32)
-    count = tl.zeros([SLOTS], dtype=tl.int32)
-    mass = tl.zeros([SLOTS], dtype=ACC)
+    before = tl.zeros([ROWS, SLOTS], dtype=tl.int32)
+    count = tl.zeros([ROWS, SLOTS], dtype=tl.int32)
+    mass = tl.zeros([ROWS, SLOTS], dtype=ACC)
     weights = tl.zeros([ROWS], dtype=ACC)
     wrong = tl.zeros([ROWS], dtype=tl.int32)
     chunk = 0
@@ -70,22 +70,23 @@ def class_slots_kernel(
         wrong += out_of_range.to(tl.int32)
         key = tl.where(counts, label, S).to(tl.int32)
         # The programs share the work of writing down what each row is.
-        if chunk % tl.num_programs(0) == program:
+        if chunk % programs == program:
             tl.store(slot + rows, tl.where(counts, key, -1), mask=rows < N)
             tl.store(row_weight + rows, n, mask=rows < N)
 
         key = tl.where(rows < N, key, S + 1)[:, None]
         equal = key == slots[None, :]
-        before += tl.sum((key < slots[None, :]).to(tl.int32), axis=0)
-        count += tl.sum(equal.to(tl.int32), axis=0)
-        mass += tl.sum(tl.where(equal, n[:, None], 0.0), axis=0)
+        before += (key < slots[None, :]).to(tl.int32)
+        count += equal.to(tl.int32)
+        mass += tl.where(equal, n[:, None], 0.0)
         chunk += 1
     whole = tl.sum(weights, axis=0)
 
     inside = slots < S
-    tl.store(span + slots, before, mask=inside)
-    tl.store(span + S + slots, count, mask=inside)
-    tl.store(share + slots, mass / tl.where(whole == 0, 1.0, whole), mask=inside)
+    position = tl.sum(before, axis=0)
+    tl.store(span + slots, position, mask=inside)
+    tl.store(span + S + slots, tl.sum(count, axis=0), mask=inside)
+    tl.store(share + slots, tl.sum(mass, axis=0) / tl.where(whole == 0, 1.0, whole), mask=inside)
     tl.store(slot_class + slots, slots.to(tl.int64), mask=inside)
     if program == 0:
         tl.store(total, whole)
@@ -93,7 +94,6 @@ def class_slots_kernel(
         if wrong_labels > 0:
             tl.store(bad, wrong_labels)
 
-    position = before
     chunk = 0
     while chunk * ROWS < N:
         rows = chunk * ROWS + tl.arange(0, ROWS)
@@ -106,14 +106,16 @@ def class_slots_kernel(
         rank = tl.cumsum(equal.to(tl.int32), axis=0)
         place = order + position[None, :] + rank - 1
         tl.store(place, tl.broadcast_to(rows[:, None], [ROWS, SLOTS]), mask=equal)
+        own = tl.where(slots < S, slots, -1)
+        tl.store(place + N, tl.broadcast_to(own[None, :], [ROWS, SLOTS]), mask=equal)
         position += tl.sum(equal.to(tl.int32), axis=0)
         chunk += 1
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
-def present_slots_kernel(
-    target, weight, sample_weight, slot, row_weight, order, span, share, slot_class, total, bad,
-    N, S, C, ignore_index,
+@triton.jit
+def _present_slots(
+    program, target, weight, sample_weight, slot, row_weight, order, span, share, slot_class,
+    total, bad, N, S, C, ignore_index,
     WEIGHTED: tl.constexpr, SAMPLE_WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
@@ -125,16 +127,15 @@ def present_slots_kernel(
     writes what there is to say about the slot at its own place in the order.
     """
     ACC: tl.constexpr = row_weight.dtype.element_ty
-    program = tl.program_id(0)
     rows = program * ROWS + tl.arange(0, ROWS)
     label, n, _ = _read_rows(
         rows, target, weight, sample_weight, N, C, ignore_index, WEIGHTED, SAMPLE_WEIGHTED, ACC
     )
     key = tl.where(n != 0, label, C)  # rows that do not count come last
-    before = tl.zeros([ROWS], dtype=tl.int32)
-    rank = tl.zeros([ROWS], dtype=tl.int32)
-    count = tl.zeros([ROWS], dtype=tl.int32)
-    mass = tl.zeros([ROWS], dtype=ACC)
+    before = tl.zeros([ROWS, OTHERS], dtype=tl.int32)
+    rank = tl.zeros([ROWS, OTHERS], dtype=tl.int32)
+    count = tl.zeros([ROWS, OTHERS], dtype=tl.int32)
+    mass = tl.zeros([ROWS, OTHERS], dtype=ACC)
     weights = tl.zeros([OTHERS], dtype=ACC)
     wrong = tl.zeros([OTHERS], dtype=tl.int32)
     first = 0
@@ -149,11 +150,13 @@ def present_slots_kernel(
         other_key = tl.where(other_n != 0, other_label, C)
         other_key = tl.where(others < N, other_key, C + 1)[None, :]
         equal = other_key == key[:, None]
-        before += tl.sum((other_key < key[:, None]).to(tl.int32), axis=1)
-        rank += tl.sum((equal & (others[None, :] < rows[:, None])).to(tl.int32), axis=1)
-        count += tl.sum(equal.to(tl.int32), axis=1)
-        mass += tl.sum(tl.where(equal, other_n[None, :], 0.0), axis=1)
+        before += (other_key < key[:, None]).to(tl.int32)
+        rank += (equal & (others[None, :] < rows[:, None])).to(tl.int32)
+        count += equal.to(tl.int32)
+        mass += tl.where(equal, other_n[None, :], 0.0)
         first += OTHERS
+    before, rank = tl.sum(before, axis=1), tl.sum(rank, axis=1)
+    count, mass = tl.sum(count, axis=1), tl.sum(mass, axis=1)
     whole = tl.sum(weights, axis=0)
 
     inside = rows < N
@@ -163,6 +166,7 @@ def present_slots_kernel(
     place = before + rank
     opens = counts & (rank == 0)
     tl.store(order + place, rows, mask=inside)
+    tl.store(order + N + place, tl.where(counts, before, -1), mask=inside)
     tl.store(span + place, place, mask=inside)
     tl.store(span + S + place, tl.where(opens, count, 0), mask=inside)
     part = mass / tl.where(whole == 0, 1.0, whole)
@@ -173,6 +177,90 @@ def present_slots_kernel(
         wrong_labels = tl.sum(wrong, axis=0)
         if wrong_labels > 0:
             tl.store(bad, wrong_labels)
+
+
+@triton.jit
+def _read_features(
+    row, end, x, row_stride, column_stride, target, weight, sample_weight, C, ignore_index,
+    columns, inside,
+    WEIGHTED: tl.constexpr, SAMPLE_WEIGHTED: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """n [ROWS, 1] and features [ROWS, COLS], 0 in rows that do not count"""
+    rows = row + tl.arange(0, ROWS)
+    _, n, _ = _read_rows(
+        rows, target, weight, sample_weight, end, C, ignore_index, WEIGHTED, SAMPLE_WEIGHTED, ACC
+    )
+    # Features do not wait for the labels to say which rows count.
+    mask = (rows < end)[:, None] & inside[None, :]
+    value = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+    n = n[:, None]
+    return n, tl.where(n != 0, value, 0.0)
+
+
+@triton.jit
+def _moments(
+    program, x, row_stride, column_stride, target, weight, sample_weight, moments, N, C, D,
+    ignore_index, parts,
+    ACT: tl.constexpr, WEIGHTED: tl.constexpr, SAMPLE_WEIGHTED: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """moments [parts, 2, D]: sums of n x and of the magnitude n |x| over one part of the rows"""
+    blocks = tl.cdiv(D, COLS)
+    columns, inside = _columns(program % blocks, D, COLS)
+    part = (program // blocks).to(tl.int64)
+    row = N * part // parts
+    end = N * (part + 1) // parts
+    signed = tl.zeros([ROWS, COLS], dtype=ACC)
+    size = tl.zeros([ROWS, COLS], dtype=ACC)
+    while row < end:  # two tiles are on their way at a time
+        n0, x0 = _read_features(
+            row, end, x, row_stride, column_stride, target, weight, sample_weight, C,
+            ignore_index, columns, inside, WEIGHTED, SAMPLE_WEIGHTED, ACC, ROWS,
+        )  # fmt: skip
+        n1, x1 = _read_features(
+            row + ROWS, end, x, row_stride, column_stride, target, weight, sample_weight, C,
+            ignore_index, columns, inside, WEIGHTED, SAMPLE_WEIGHTED, ACC, ROWS,
+        )  # fmt: skip
+        signed += n0 * x0
+        size += n0 * _size(x0, ACT)
+        signed += n1 * x1
+        size += n1 * _size(x1, ACT)
+        row += 2 * ROWS
+    line = moments + part * 2 * D + columns
+    tl.store(line, tl.sum(signed, axis=0), mask=inside)
+    tl.store(line + D, tl.sum(size, axis=0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "S", "C", "ignore_index", "programs", "parts"])
+def members_kernel(
+    target, weight, sample_weight, slot, row_weight, order, span, share, slot_class, total, bad,
+    x, row_stride, column_stride, moments, N, S, C, D, ignore_index, programs, parts,
+    PRESENT: tl.constexpr, MOMENTS: tl.constexpr, WEIGHTED: tl.constexpr,
+    SAMPLE_WEIGHTED: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
+    MOMENT_ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Two jobs that need nothing of each other, in one launch: the first `programs` programs deal
+    with the rows' slots, the others with the moments of the features (MOMENTS)."""
+    program = tl.program_id(0)
+    if program < programs:
+        if PRESENT:
+            _present_slots(
+                program, target, weight, sample_weight, slot, row_weight, order, span, share,
+                slot_class, total, bad, N, S, C, ignore_index,
+                WEIGHTED, SAMPLE_WEIGHTED, SLOTS, ROWS,
+            )  # fmt: skip
+        else:
+            _class_slots(
+                program, programs, target, weight, sample_weight, slot, row_weight, order, span,
+                share, slot_class, total, bad, N, S, C, ignore_index,
+                WEIGHTED, SAMPLE_WEIGHTED, ROWS, SLOTS,
+            )  # fmt: skip
+    elif MOMENTS:
+        _moments(
+            program - programs, x, row_stride, column_stride, target, weight, sample_weight,
+            moments, N, C, D, ignore_index, parts,
+            ACT, WEIGHTED, SAMPLE_WEIGHTED, row_weight.dtype.element_ty, MOMENT_ROWS, COLS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["S"])

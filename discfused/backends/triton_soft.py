@@ -50,7 +50,7 @@ def row_gradient(kernels, m: Tensor, table: Tensor, pull: Pull | None) -> Tensor
 
 def table_gradient(table: Tensor, pull: Pull) -> Tensor:
     """G as in contract.Pull. 1 / (L T) last: next to 1 / T it overflows."""
-    outer, inverse, squares, projection = pull.feature_coef
+    outer, inverse, squares, projection = pull.feature_coef[:4]
     g1, g2 = pull.grad_gini * pull.gini_weight, pull.grad_kl * pull.kl_weight
     G = 2 * g1 * (squares - table * inverse) + g2 * (pull.slot_coef.unsqueeze(1) - projection)
     return torch.where(outer == 0, 0, outer * G)

@@ -3,33 +3,30 @@
 PyTorch's own ops on N elements, of fixed shapes, deterministic, and without a synchronisation.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from discfused.backends.contract import Labels, Members
+from discfused.reference import ratio
 
 
-class OrderedMembers(Members):
-    """Members, and the order in which histogram walks their rows (see triton_slots)."""
+class Order(NamedTuple):
+    """Members.extra: what histogram wants to know beside (see triton_slots)."""
 
-    order: Tensor  # [N] int32
+    order: Tensor  # [2, N] int32
     span: Tensor  # [2, S] int32
+    moments: Tensor | None = None  # [parts, 2, D] acc, where the rows do not fit into registers
 
 
-def ordered(members: Members, order: Tensor, span: Tensor) -> OrderedMembers:
-    result = OrderedMembers(*members)
-    result.order, result.span = order, span
-    return result
-
-
-def by_slot(members: Members) -> OrderedMembers:
+def _by_slot(slot: Tensor, S: int) -> Order:
     """The order of rows whose slots are known."""
-    slot, S = members.slot, members.share.shape[0]
     key, order = torch.sort(torch.where(slot < 0, S, slot), stable=True)
     slots = torch.arange(S, dtype=key.dtype, device=key.device)
     start = torch.searchsorted(key, slots)
     span = torch.stack((start, torch.searchsorted(key, slots, right=True) - start))
-    return ordered(members, order.int(), span.int())
+    return Order(torch.stack((order, torch.where(key < S, key, -1))).int(), span.int())
 
 
 def members(kernels, labels: Labels, slots: int, dtype: torch.dtype, bad: Tensor) -> Members:
@@ -55,16 +52,14 @@ def members(kernels, labels: Labels, slots: int, dtype: torch.dtype, bad: Tensor
         slot = torch.where(counts, torch.searchsorted(sorted_key, key), -1)
         opens = torch.searchsorted(sorted_key, sorted_key) == torch.arange(N, device=device)
         slot_class = torch.where(opens & (sorted_key < C), sorted_key, -1)
-    total = row_weight.sum()
-    share = torch.empty(slots, dtype=dtype, device=device)
-    result = by_slot(Members(slot.int(), row_weight, total, slot_class, share))
-    kernels.share_kernel[(slots,)](
-        row_weight,
-        result.order,
-        result.span,
-        total,
-        share,
-        slots,
-        **kernels.BLOCKS[dtype]["share"],
-    )
-    return result
+    total, order = row_weight.sum(), _by_slot(slot, slots)
+    if sample_weight is None:  # the rows of a slot weigh the same
+        first = order.order[0, order.span[0].clamp(max=N - 1)]
+        share = order.span[1] * torch.where(order.span[1] > 0, row_weight[first], 0)
+        share = ratio(share, total)
+    else:
+        share = torch.empty(slots, dtype=dtype, device=device)
+        kernels.share_kernel[(slots,)](
+            row_weight, *order[:2], total, share, slots, **kernels.BLOCKS[dtype]["share"]
+        )
+    return Members(slot.int(), row_weight, total, slot_class, share, extra=order)

@@ -3,18 +3,26 @@
 import triton
 import triton.language as tl
 
-from discfused.backends.triton_math import _columns, _read
+from discfused.backends.triton_histogram import _add_carry
+from discfused.backends.triton_math import _columns, _number, _read
 
 
-@triton.jit(do_not_specialize=["S", "eps"])
+@triton.jit(do_not_specialize=["S", "chunks", "eps"])
 def feature_terms_kernel(
-    table, magnitude, feature_coef, sums, S, D, eps, SLOTS: tl.constexpr, COLS: tl.constexpr
-):
-    """1 / T and sum of P^2 of every feature. sums [blocks, S + 2]: over the COLS features of one
-    block, those of P for every slot, of their impurities, and the number of live ones."""
+    table, slope, carry, carry_slot, magnitude, feature_coef, sums, S, D, chunks, eps,
+    SLOPE: tl.constexpr, LINES: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """1 / T and sum of P^2 of every feature, after what the table lacks. sums [blocks, S + 2]: over
+    the COLS features of one block, those of P for every slot, of their impurities, and the number
+    of live ones."""
     ACC: tl.constexpr = table.dtype.element_ty
     block = tl.program_id(0)
     columns, inside = _columns(block, D, COLS)
+    _add_carry(table, carry, carry_slot, chunks, columns, inside, D, LINES)
+    if SLOPE:
+        line = carry + chunks.to(tl.int64) * D
+        _add_carry(slope, line, carry_slot, chunks, columns, inside, D, LINES)
+    tl.debug_barrier()  # other threads of this program wrote what these read
     mass = tl.zeros([SLOTS, COLS], dtype=ACC)
     first = 0
     while first < S:
@@ -48,15 +56,16 @@ def feature_terms_kernel(
     tl.store(line + S + 1, tl.sum(tl.where(dead, 0.0, 1.0).to(ACC), axis=0))
 
 
-@triton.jit(do_not_specialize=["S", "parts", "gini_weight", "kl_weight"])
+@triton.jit(do_not_specialize=["S", "parts", "gini_weight", "gini_rest", "kl_weight", "kl_rest"])
 def class_terms_kernel(
-    table, feature_coef, sums, prior, absent, slot_coef, penalty, gini, kl, S, D, parts,
-    gini_weight, kl_weight,
-    ABSENT: tl.constexpr, REVERSE: tl.constexpr,
+    table, slope, feature_coef, sums, prior, absent, slot_coef, penalty, gini, kl, S, D, parts,
+    gini_weight, gini_rest, kl_weight, kl_rest,
+    SLOPE: tl.constexpr, ABSENT: tl.constexpr, REVERSE: tl.constexpr,
     PARTS: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """A of every slot and the scalars from `sums` of feature_terms_kernel, and of COLS features
-    1 / (L T) and sum of A P. Every program makes all A for itself, instead of a launch for them."""
+    1 / (L T), sum of A P, and what backward needs of the slope. Every program makes all A for
+    itself, instead of a launch for them."""
     ACC: tl.constexpr = table.dtype.element_ty
     program = tl.program_id(0)
     columns, inside = _columns(program, D, COLS)
@@ -75,11 +84,20 @@ def class_terms_kernel(
     live = tl.sum(tl.where(features == 1, totals_of, 0.0), axis=0)
     live_or_one = tl.where(live == 0, 1.0, live)
 
-    projection = tl.zeros([COLS], dtype=ACC)
+    inverse = tl.load(feature_coef + D + columns, mask=inside, other=0.0).to(ACC)
+    projection = tl.zeros([COLS], dtype=ACC)  # sums of A P, F, F P and A F
+    slopes = tl.zeros([COLS], dtype=ACC)
+    slope_shares = tl.zeros([COLS], dtype=ACC)
+    slope_pulls = tl.zeros([COLS], dtype=ACC)
     divergence = tl.zeros([SLOTS], dtype=ACC)
     start = 0
     while start < S:
         slots = start + tl.arange(0, SLOTS)
+        # Read before they are wanted, so that they are on their way meanwhile.
+        here = (slots < S)[:, None] & inside[None, :]
+        P = _read(table, slots, columns, D, 1, here, ACC) * inverse[None, :]
+        if SLOPE:
+            F = _read(slope, slots, columns, D, 1, here, ACC)
         q_parts = tl.zeros([PARTS, SLOTS], dtype=ACC)
         first = 0
         while first < parts:
@@ -104,15 +122,23 @@ def class_terms_kernel(
             A = tl.where(q < 1e-8, 0.0, -pi / denominator)
         if program == 0:
             tl.store(slot_coef + slots, A, mask=slots < S)
-        mask = (slots < S)[:, None] & inside[None, :]
-        H = _read(table, slots, columns, D, 1, mask, ACC)
-        projection += tl.sum(A[:, None] * H, axis=0)
+        projection += tl.sum(A[:, None] * P, axis=0)
+        if SLOPE:
+            slopes += tl.sum(F, axis=0)
+            slope_shares += tl.sum(F * P, axis=0)
+            slope_pulls += tl.sum(A[:, None] * F, axis=0)
         start += SLOTS
 
-    inverse = tl.load(feature_coef + D + columns, mask=inside, other=0.0).to(ACC)
-    projection = tl.where(inverse == 0, 0.0, projection * inverse)
+    # A may be NaN, which a dead feature has nothing to do with.
+    dead = inverse == 0
+    projection = tl.where(dead, 0.0, projection)
+    squares = tl.load(feature_coef + 2 * D + columns, mask=inside, other=0.0).to(ACC)
+    of_gini = tl.where(dead, 0.0, squares * slopes - slope_shares)
+    of_kl = tl.where(dead, 0.0, slope_pulls - projection * slopes)
     tl.store(feature_coef + columns, inverse / live_or_one, mask=inside)
     tl.store(feature_coef + 3 * D + columns, projection, mask=inside)
+    tl.store(feature_coef + 4 * D + columns, of_gini, mask=inside)
+    tl.store(feature_coef + 5 * D + columns, of_kl, mask=inside)
     if program == 0:
         gini_value = impurities / live_or_one
         kl_value = tl.sum(divergence, axis=0)
@@ -121,4 +147,6 @@ def class_terms_kernel(
         kl_value = tl.where(live == 0, 0.0, tl.where(kl_value < 0, 0.0, kl_value))
         tl.store(gini, gini_value)
         tl.store(kl, kl_value)
-        tl.store(penalty, gini_weight * gini_value + kl_weight * kl_value)
+        gini_value *= _number(gini_weight, gini_rest, ACC)
+        kl_value *= _number(kl_weight, kl_rest, ACC)
+        tl.store(penalty, gini_value + kl_value)

@@ -52,12 +52,15 @@ def warmup(
                 -100,
             )
             features = torch.randn(N, D, device=device).to(dtype)
-            members = backend.members(labels, min(N, num_classes), acc)
-            histogram = backend.histogram(features, members, activation, center)
-            terms = backend.terms(
-                histogram, members.share, None, kl_direction == "reverse", 1e-6, 1.0, 1.0
-            )
+            slots = min(N, num_classes)
+            slope = center and backend.keeps_slope(features, slots)
+            members = backend.members(labels, slots, features, activation)
+            for keep in {False, slope}:  # evaluation keeps none
+                histogram = backend.histogram(features, members, activation, center, slope=keep)
+                terms = backend.terms(
+                    histogram, members.share, None, kl_direction == "reverse", 1e-6, 1.0, 1.0
+                )
             one = torch.ones((), dtype=acc, device=device)
-            pull = Pull(terms.feature_coef, terms.slot_coef, one, one, 1.0, 1.0)
-            mean, table, _ = histogram
+            pull = Pull(terms.feature_coef, terms.slot_coef, one, one, 1.0, 1.0, slope)
+            mean, table = histogram[:2]
             backend.gradient(features, members, mean, table, activation, pull)

@@ -1,0 +1,83 @@
+"""The Triton backend on a GPU under torch.compile, autocast and warmup."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import discfused
+from cases import labels, soft_labels
+from discfused import FusedDiscLoss, fused_disc_loss
+from discfused.backends import triton_runtime
+from test_triton_gpu import pytestmark, step, triton_can_run  # noqa: F401 (marks, a fixture)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_compile(soft):
+    y = soft_labels(96, 10).float() if soft else labels(96, 10)
+    logits, x, y = torch.randn(96, 10).cuda(), torch.randn(96, 40).cuda(), y.cuda()
+
+    def loss(logits, x):
+        return fused_disc_loss(logits, y, x, backend="triton")
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        leaves = [t.clone().requires_grad_() for t in (logits, x)]
+        value = function(*leaves)
+        found.append([value, *torch.autograd.grad(value, leaves)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_training_with_amp(dtype):
+    """Steps with a GradScaler follow those of the reference backend."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)
+    ).cuda()
+    inputs, target = torch.randn(6, 128, 20).cuda(), torch.randint(0, 5, (6, 128)).cuda()
+    losses = []
+    for name in ("reference", "triton"):
+        net = copy.deepcopy(model)
+        criterion = FusedDiscLoss.attach(net, backend=name)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        trace = []
+        for batch, labels_ in zip(inputs, target, strict=True):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype):
+                loss = criterion(net(batch), labels_)
+            assert loss.dtype == torch.float32
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            trace.append(loss.detach())
+        losses.append(torch.stack(trace))
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-2, atol=2e-3)
+
+
+def test_eager_cross_entropy_is_left_as_it_is():
+    logits, y = torch.randn(64, 10).cuda(), torch.randint(0, 10, (64,)).cuda()
+    loss = fused_disc_loss(logits, y, gini_weight=0, kl_weight=0)
+    assert torch.equal(loss, F.cross_entropy(logits, y))
+
+
+def test_warmup_leaves_nothing_to_compile():
+    discfused.warmup([(256, 96), (2048, 96)], [torch.bfloat16], num_classes=50)
+    kernels = triton_runtime.kernels()
+
+    def compiled():
+        names = [name for name in kernels.__all__ if name.endswith("_kernel")]
+        caches = [c for name in names for c in getattr(kernels, name).device_caches.values()]
+        return sum(len(cache[0]) for cache in caches)
+
+    before = compiled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for N in (250, 256, 2048, 1900):
+            x = torch.randn(N, 96, device="cuda").bfloat16()
+            step(x, torch.randint(0, 50, (N,), device="cuda"), 50)
+    assert compiled() == before
