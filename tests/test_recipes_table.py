@@ -96,6 +96,14 @@ def test_the_table_shows_means_spread_and_what_varies():
     assert "- digits, resnet18, ce+gini, gini_weight=1.0: undecided" in text
 
 
+def test_only_options_that_tell_cells_of_one_network_apart_are_named():
+    elsewhere = {"data.name": "cifar100", "train.lr": 0.7}
+    text = table.markdown(table.group(rows(PLAIN) + rows(PLAIN, **elsewhere)))
+    assert "train.lr" not in text and "lr=" not in text
+    text = table.markdown(table.group(rows(PLAIN) + rows(PLAIN, **{"train.lr": 0.7})))
+    assert "| ce | lr=0.1 | 4 |" in text and "| ce | lr=0.7 | 4 |" in text
+
+
 def test_a_folder_of_committed_rows_is_enough(tmp_path):
     for name, group in (("a", rows(PLAIN)), ("b", rows(PLAIN, **TERMS))):
         lines = "".join(json.dumps(row) + "\n" for row in group)

@@ -6,6 +6,7 @@ the two terms; the paired t-test and its interval are scipy's.
 
 import json
 import statistics
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,6 @@ def compare(cell: Cell, cells: list[Cell]) -> Paired | None:
 
 
 def markdown(cells: list[Cell]) -> str:
-    varying = _varying(cells)
     lines = [
         "| data | model | loss | other options | runs | accuracy | mean per-class accuracy | gini "
         "| kl | live | accuracy - that of ce (95% interval) | p |",
@@ -116,7 +116,7 @@ def markdown(cells: list[Cell]) -> str:
     for cell in cells:
         paired = compare(cell, cells)
         names = [str(cell.options[name]) for name in ALWAYS]
-        others = _others(cell, varying)
+        others = _others(cell, cells)
         runs = f"{len(cell.rows)}" + (f" + {cell.failed} failed" if cell.failed else "")
         values = [_mean(cell, "accuracy", 2), _mean(cell, "class_accuracy", 2)]
         values += [_mean(cell, "gini", 3), _mean(cell, "kl", 4), _mean(cell, "live", 3)]
@@ -134,15 +134,14 @@ def markdown(cells: list[Cell]) -> str:
 
 def draw(cells: list[Cell], path: Path) -> None:
     """Accuracy of every run, and the paired differences with their intervals."""
-    varying = _varying(cells)
     height = 1.5 + 0.35 * len(cells)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, height), sharey=True, layout="constrained"
     )
     names = []
     for y, cell in enumerate(cells):
-        names.append(" ".join([*(str(cell.options[name]) for name in ALWAYS),
-                               _others(cell, varying)]).strip())  # fmt: skip
+        name = " ".join([*(str(cell.options[name]) for name in ALWAYS), _others(cell, cells)])
+        names.append(textwrap.shorten(name, 60, placeholder=" ..."))
         accuracies = [row["accuracy"] for row in cell.rows.values()]
         left.plot(accuracies, [y] * len(accuracies), "o", color="tab:blue", alpha=0.4)
         if accuracies:
@@ -178,17 +177,13 @@ def _baseline(options: dict[str, object]) -> dict[str, object]:
     return kept | {"loss.name": "ce"}
 
 
-def _varying(cells: list[Cell]) -> list[str]:
-    """Options that have several values among the cells that have them at all."""
-    names = dict.fromkeys(name for cell in cells for name in cell.options if name not in ALWAYS)
-    values = {name: {json.dumps(cell.options[name]) for cell in cells if name in cell.options}
-              for name in names}  # fmt: skip
-    return [name for name in names if len(values[name]) > 1]
-
-
-def _others(cell: Cell, varying: list[str]) -> str:
-    return " ".join(f"{name.partition('.')[2]}={_plain(cell.options[name])}"
-                    for name in varying if name in cell.options)  # fmt: skip
+def _others(cell: Cell, cells: list[Cell]) -> str:
+    """The options that tell it from other cells of the same network on the same data."""
+    same = [other.options for other in cells
+            if all(other.options[name] == cell.options[name] for name in ALWAYS[:2])]  # fmt: skip
+    telling = [name for name in cell.options if name not in ALWAYS
+               and len({json.dumps(o[name]) for o in same if name in o}) > 1]  # fmt: skip
+    return " ".join(f"{name.partition('.')[2]}={_plain(cell.options[name])}" for name in telling)
 
 
 def _plain(value: object) -> str:
