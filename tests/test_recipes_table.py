@@ -89,7 +89,7 @@ def test_the_table_shows_means_spread_and_what_varies():
     lines = text.splitlines()
     assert "| digits | resnet18 | ce | - | 4 | 51.50 ± 1.29 | 50.50 ± 1.29 | 0.500 ± 0.000" in text
     assert "| digits | resnet18 | ce+gini | gini_weight=0.3 | 4 | 52.55 ± 1.22 |" in text
-    assert "| +1.05 (+0.84 to +1.26) | 0.0005 |" in text
+    assert "| +1.05 (+0.84 to +1.26) | 0.00051 |" in text
     assert [line.count("|") for line in lines[:5]] == [13] * 5
     assert "here are 2" in text
     assert "- digits, resnet18, ce+gini, gini_weight=0.3: gain, +1.05" in text
