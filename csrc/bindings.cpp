@@ -2,6 +2,7 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include "cpu/memory.h"
 #include "cpu/ops.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -14,4 +15,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu.def("histogram", discfused::cpu::histogram, Unlocked());
   cpu.def("terms", discfused::cpu::terms, Unlocked());
   cpu.def("gradient", discfused::cpu::gradient, Unlocked());
+  cpu.def("kept_bytes", discfused::cpu::kept_bytes);
 }

@@ -3,6 +3,7 @@
 #include <ATen/EmptyTensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/alloc_cpu.h>
 
 #include <algorithm>
 #include <memory>
@@ -24,16 +25,28 @@ constexpr size_t kSmallest = size_t{1} << 20;
 constexpr size_t kMostBlocks = 4;
 
 struct Block {
-  c10::DataPtr memory;
+  explicit Block(size_t size) : data(c10::alloc_cpu(size)), bytes(size) {}
+  ~Block() { c10::free_cpu(data); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  void* data;
   size_t bytes;
 };
+
+// PyTorch's profiler shall see the memory that tensors use, not what waits for the next one.
+void report(void* data, int64_t bytes) {
+  if (c10::memoryProfilingEnabled()) {
+    c10::reportMemoryUsageToProfiler(data, bytes, 0, 0, c10::Device(c10::DeviceType::CPU));
+  }
+}
 
 // Asks for huge pages, as NumPy does for its arrays: a block of columns touches a page in nearly
 // every row. A hint: whether the system follows it changes no result.
 void use_huge_pages([[maybe_unused]] const Block& block) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(block.memory.get());
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(block.data);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t last = (begin + block.bytes) / kHugePage * kHugePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
@@ -46,11 +59,19 @@ class KeptMemory final : public c10::Allocator {
     if (bytes < kSmallest) return c10::GetCPUAllocator()->allocate(bytes);
     std::unique_ptr<Block> block = find(bytes);
     if (!block) {
-      block = std::make_unique<Block>(Block{c10::GetCPUAllocator()->allocate(bytes), bytes});
+      block = std::make_unique<Block>(bytes);
       use_huge_pages(*block);
     }
-    void* data = block->memory.get();
+    void* data = block->data;
+    report(data, static_cast<int64_t>(block->bytes));
     return {data, block.release(), &give_back, c10::Device(c10::DeviceType::CPU)};
+  }
+
+  int64_t kept_bytes() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    int64_t bytes = 0;
+    for (const auto& block : kept_) bytes += static_cast<int64_t>(block->bytes);
+    return bytes;
   }
 
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -91,8 +112,10 @@ KeptMemory& kept_memory() {
   return *memory;
 }
 
-void KeptMemory::give_back(void* block) {
-  kept_memory().keep(std::unique_ptr<Block>(static_cast<Block*>(block)));
+void KeptMemory::give_back(void* context) {
+  std::unique_ptr<Block> block(static_cast<Block*>(context));
+  report(block->data, -static_cast<int64_t>(block->bytes));
+  kept_memory().keep(std::move(block));
 }
 
 }  // namespace
@@ -102,5 +125,7 @@ at::Tensor empty_kept(at::IntArrayRef shape, const at::TensorOptions& options) {
       shape, &kept_memory(), c10::DispatchKeySet(c10::DispatchKey::CPU),
       c10::typeMetaToScalarType(options.dtype()), std::nullopt);
 }
+
+int64_t kept_bytes() { return kept_memory().kept_bytes(); }
 
 }  // namespace discfused::cpu
