@@ -81,9 +81,9 @@ class TritonBackend(ThroughTable):
         # With a slot for every row the slope takes as much memory as the table, and writing and
         # reading it (8 bytes an element in float32) costs what the second look does (2 or 4 of x
         # and 4 of the table).
-        N = features.shape[0]
-        whole = _whole("whole_gradient", N, accumulation_dtype(features.dtype))
-        return whole is None and slots < N
+        N, dtype = features.shape[0], accumulation_dtype(features.dtype)
+        whole = (_whole(name, N, dtype) for name in ("whole_columns", "whole_gradient"))
+        return slots < N and not any(whole)
 
     def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
         C, ignore_index = labels[3:]

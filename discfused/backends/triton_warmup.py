@@ -55,7 +55,7 @@ def warmup(
             slots = min(N, num_classes)
             slope = center and backend.keeps_slope(features, slots)
             members = backend.members(labels, slots, features, activation)
-            for keep in {False, slope}:  # evaluation keeps none
+            for keep in sorted({False, slope}):  # evaluation keeps none, the last is for gradient
                 histogram = backend.histogram(features, members, activation, center, slope=keep)
                 terms = backend.terms(
                     histogram, members.share, None, kl_direction == "reverse", 1e-6, 1.0, 1.0
