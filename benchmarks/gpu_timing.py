@@ -16,7 +16,7 @@ def do_bench(subject: Subject) -> dict[str, dict]:
 
     functions = {
         "forward": subject.forward,
-        "both": lambda: subject.backward(subject.forward()),
+        "both": subject.call,
     }
     result = {}
     for direction, function in functions.items():
@@ -32,7 +32,7 @@ def graph_replays(subject: Subject, sets: int) -> dict[str, dict]:
     """
     functions: dict[str, Callable[[], Any]] = {
         "forward": subject.forward,
-        "both": lambda: subject.backward(subject.forward()),
+        "both": subject.call,
     }
     return {direction: _replays(function, sets) for direction, function in functions.items()}
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks import gpu_timing
 from benchmarks.cases import DIRECTIONS, PLANS, Case
@@ -35,6 +36,16 @@ def speedups(name: str, timed: dict[str, Calls]) -> dict[str, float]:
     return {other: ratio(calls, timed[name]) for other, calls in timed.items() if other != name}
 
 
+def bandwidth(calls: Calls, copy: Calls, least: int) -> dict[str, Any]:
+    """Of the least bytes; `copy` moves as many."""
+    seconds = percentiles(calls.all)[1]
+    return {
+        "bytes": least,
+        "gb_per_s": least / seconds / 1e9,
+        "percent_of_copy": 100 * ratio(copy, calls),
+    }
+
+
 def measure_terms(case: Case, dtype: torch.dtype, device: str, full: bool) -> Group:
     """Forward, backward and both of the two terms, by every competitor that can run."""
     skipped, failed, subjects = {}, {}, {}
@@ -44,7 +55,7 @@ def measure_terms(case: Case, dtype: torch.dtype, device: str, full: bool) -> Gr
     for name, competitor in COMPETITORS.items():
         reason = why_not(name, device, case, full)
         if reason is None and competitor.terms is None:
-            subjects[name] = _copies(name, inputs)
+            subjects[name] = copies(name, inputs.x)
         elif reason is None:
             loss, reason, wrong = _prepared(competitor, inputs, expected)
             if wrong is not None:
@@ -57,7 +68,7 @@ def measure_terms(case: Case, dtype: torch.dtype, device: str, full: bool) -> Gr
 
     calls = in_turns(subjects, device, PLANS["full" if full else "quick"])
     peaks = {
-        name: peak_bytes(lambda s=subject: s.backward(s.forward()), device)
+        name: peak_bytes(subject.call, device)
         for name, subject in subjects.items()
         if not name.startswith(COPY)
     }
@@ -72,9 +83,7 @@ def measure_terms(case: Case, dtype: torch.dtype, device: str, full: bool) -> Gr
             row = facts(timed[name])
             row |= {"N": case.N, "D": case.D, "C": case.C}
             row["dtype"] = str(dtype).removeprefix("torch.")
-            row["bytes"] = least[direction]
-            row["gb_per_s"] = least[direction] / row["seconds"] / 1e9
-            row["percent_of_copy"] = 100 * ratio(timed[COPY], timed[name])
+            row |= bandwidth(timed[name], timed[COPY], least[direction])
             # The copy's backward copies the whole of x once.
             row["copies_of_x"] = ratio(timed[name], calls[COPY]["backward"])
             row["speedup"] = speedups(name, timed)
@@ -114,10 +123,10 @@ def _subject(loss: Loss, inputs: Inputs) -> Subject:
     return Subject(forward, lambda state: torch.autograd.grad(*state))
 
 
-def _copies(name: str, inputs: Inputs) -> Subject:
+def copies(name: str, sets: list[Tensor]) -> Subject:
     """The floor. Forward reads x, so it copies half of x: as many bytes, read or written."""
-    features = _endless([x.detach().view(-1) for x in inputs.x])
-    written = torch.empty_like(inputs.x[0]).view(-1)
+    features = _endless([x.detach().reshape(-1) for x in sets])
+    written = torch.empty_like(sets[0]).view(-1)
     half = len(written) // 2
 
     def forward():

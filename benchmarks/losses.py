@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import DIRECTIONS, PLANS, Case
-from benchmarks.competitors import FUSED, backend_of, index_add, why_not
-from benchmarks.groups import Group, facts, speedups
+from benchmarks.competitors import COPY, FUSED, backend_of, index_add, why_not
+from benchmarks.groups import Group, bandwidth, copies, facts, speedups
+from benchmarks.memory import peak_bytes
 from benchmarks.timing import Calls, Subject, in_turns, percentiles
 from discfused import FusedDiscLoss
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT
@@ -91,7 +92,10 @@ def measure_host(case: Case, device: str, full: bool) -> Group:
         for name, criterion in able.items()
         if name not in failed
     }
+    peaks = {name: peak_bytes(subject.call, device) for name, subject in subjects.items()}
+    subjects[COPY] = copies(COPY, [features])
     calls = in_turns(subjects, device, PLANS["full" if full else "quick"])
+    floor, least = calls.pop(COPY), case.least_bytes(features.dtype)
     rows = {}
     for direction in DIRECTIONS:
         timed = {name: by_direction[direction] for name, by_direction in calls.items()}
@@ -99,6 +103,9 @@ def measure_host(case: Case, device: str, full: bool) -> Group:
             row = facts(timed[name]) | {"N": case.N, "D": case.D, "C": case.C}
             row |= {"dtype": "float32", "speedup": speedups(name, timed)}
             row["added_percent"] = added_percent(timed[name], timed[CROSS_ENTROPY])
+            row |= bandwidth(timed[name], floor[direction], least[direction])
+            if direction == "both":
+                row["peak_bytes"] = peaks[name]
             rows[name, direction] = timed[name].all, row
     return Group(rows, skipped, failed)
 

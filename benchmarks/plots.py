@@ -13,7 +13,7 @@ from benchmarks.stored import Results
 
 
 def draw(results: Results, path: Path) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(17, 6.5), layout="constrained")
     _bandwidth(results, axes[0])
     _speedup(results, axes[1])
     _overhead(results, axes[2])
@@ -41,6 +41,11 @@ def _empty(axes, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes)
 
 
+def _legend(axes) -> None:
+    """Below the axes, where it covers no line."""
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+
+
 def _bandwidth(results: Results, axes) -> None:
     axes.set_title("Forward + backward: least bytes over time")
     rows = results.select(("sweep_N",), direction="both")
@@ -54,7 +59,7 @@ def _bandwidth(results: Results, axes) -> None:
         x = [row["bytes"] / 3e6 for row in line]  # forward + backward move x three times
         axes.plot(x, [row["gb_per_s"] for row in line], label=f"{name}, {dtype}", **_style(name))
     axes.set(xscale="log", yscale="log", xlabel="x, megabytes", ylabel="GB/s")
-    axes.legend(fontsize=7)
+    _legend(axes)
 
 
 def _speedup(results: Results, axes) -> None:
@@ -74,7 +79,7 @@ def _speedup(results: Results, axes) -> None:
                           label=f"{name} over {other}, {dtype}")  # fmt: skip
     axes.axhline(1, color="black", linestyle="--", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="C", ylabel="times as fast")
-    axes.legend(fontsize=7)
+    _legend(axes)
 
 
 def _overhead(results: Results, axes) -> None:

@@ -123,9 +123,10 @@ def end_to_end(results: Results) -> list[str]:
                 f"{step['case']} ({shape(step)}, {step['dtype']})", step["competitor"],
                 milliseconds(step["seconds"]), "-" if is_base else _spread(step["added_percent"]),
                 milliseconds(loss["seconds"]), "-" if is_base else _spread(loss["added_percent"]),
+                megabytes(step.get("peak_bytes")),
             ])  # fmt: skip
-        header = ["training step", "loss", "step, ms", "over cross-entropy"]
-        header += ["loss alone, ms", "of it beyond cross-entropy, share of the step"]
+        header = ["training step", "loss", "step, ms", "over cross-entropy", "loss alone, ms"]
+        header += ["of it beyond cross-entropy, share of the step", "peak MB of the step"]
         parts.append(table(header, rows))
     host = results.select(("host",), direction="both")
     if host:

@@ -24,6 +24,9 @@ class Subject(NamedTuple):
     forward: Callable[[], Any]
     backward: Callable[[Any], Any]
 
+    def call(self) -> Any:
+        return self.backward(self.forward())
+
 
 class Calls(NamedTuple):
     """Seconds of every call, round by round."""
@@ -70,7 +73,7 @@ def _call(subject: Subject, synchronize: Callable[[], None]) -> tuple[float, flo
     # be what a training step does.
     forward, backward = middle - start, end - middle
     start = clock()
-    subject.backward(subject.forward())
+    subject.call()
     synchronize()
     return forward, backward, clock() - start
 

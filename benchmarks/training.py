@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import TRAINING_PLANS, Case, Training
-from benchmarks.competitors import backend_of
-from benchmarks.groups import Group, facts, speedups
+from benchmarks.competitors import COPY, backend_of
+from benchmarks.groups import Group, bandwidth, copies, facts, speedups
 from benchmarks.losses import (
     CROSS_ENTROPY,
     Criterion,
@@ -23,6 +23,7 @@ from benchmarks.losses import (
     cross_entropy,
     wrong,
 )
+from benchmarks.memory import peak_bytes
 from benchmarks.models import ResNet, training_batch
 from benchmarks.timing import Subject, in_turns
 from discfused import FusedDiscLoss
@@ -57,7 +58,11 @@ def measure_training(training: Training, device: str, full: bool) -> Group:
             subjects[name, STEP] = Subject(step, lambda state: None)
             subjects[name, LOSS] = alone(criterion, *shapes)
 
+    peaks = {at: peak_bytes(subject.call, device) for at, subject in subjects.items()}
+    subjects[COPY, LOSS] = copies(COPY, [shapes[2]])
     calls = in_turns(subjects, device, TRAINING_PLANS["full" if full else "quick"])
+    del subjects[COPY, LOSS]
+    floor, least = calls[COPY, LOSS]["both"], case.least_bytes(shapes[2].dtype)["both"]
     rows = {}
     base = calls[CROSS_ENTROPY, STEP]["both"]
     for part in DIRECTIONS:
@@ -68,6 +73,9 @@ def measure_training(training: Training, device: str, full: bool) -> Group:
             row["speedup"] = speedups(name, timed)
             # of the step with cross-entropy, also for the loss alone
             row["added_percent"] = added_percent(timed[name], timed[CROSS_ENTROPY], base)
+            row["peak_bytes"] = peaks[name, part]
+            if part == LOSS:  # the least bytes of a step are those of the network
+                row |= bandwidth(timed[name], floor, least)
             rows[name, part] = timed[name].all, row
     return Group(rows, skipped, failed)
 

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include "cpu/memory.h"
 #include "cpu/ops.h"
 #ifdef DISCFUSED_CUDA
 #include "cuda/bindings.h"
@@ -17,6 +18,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu.def("histogram", discfused::cpu::histogram, Unlocked());
   cpu.def("terms", discfused::cpu::terms, Unlocked());
   cpu.def("gradient", discfused::cpu::gradient, Unlocked());
+  cpu.def("kept_bytes", discfused::cpu::kept_bytes);
 #ifdef DISCFUSED_CUDA
   discfused::cuda::bind(module.def_submodule("cuda", "Kernels for CUDA tensors."));
 #endif

@@ -44,7 +44,7 @@ DISCFUSED_HD T log1p_unit(T x) {
 template <Activation A, typename T>
 DISCFUSED_HD T activate(T x) {
   if constexpr (A == Activation::kRelu) {
-    return x < T{} ? T{} : x;
+    return x <= T{} ? T{} : x;  // the comparison of pull_back, so that one serves for both
   } else if constexpr (A == Activation::kAbs) {
     return absolute<T>(x);
   } else if constexpr (A == Activation::kSquare) {

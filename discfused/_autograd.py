@@ -19,7 +19,6 @@ from discfused.backends.contract import (
     Settings,
     Terms,
     accumulation_dtype,
-    dead_threshold,
     is_soft,
 )
 from discfused.reference import PROBABILITY_FLOOR, membership, ratio
@@ -93,19 +92,11 @@ def terms_forward(
     kl_weight: float,
     for_backward: bool,
 ) -> tuple[Terms, Histogram, Members]:
-    activation, center = settings.activation, settings.center
-    members = _members(backend, labels, _slots(features, labels), features, activation)
-    slope = for_backward and keeps_slope(backend, features, labels, center)
-    histogram = backend.histogram(features, members, activation, center, slope=slope)
-    slot_prior, absent = _slot_prior(prior, members, settings.reverse)
-    terms = backend.terms(
-        histogram,
-        slot_prior,
-        absent,
-        settings.reverse,
-        dead_threshold(settings),
-        gini_weight,
-        kl_weight,
+    members = _members(backend, labels, _slots(features, labels), features, settings.activation)
+    prior, absent = _slot_prior(prior, members, settings.reverse)
+    slope = for_backward and keeps_slope(backend, features, labels, settings.center)
+    terms, histogram = backend.forward(
+        features, members, prior, absent, settings, gini_weight, kl_weight, slope
     )
     return terms, histogram, members
 
@@ -126,7 +117,7 @@ def gradient(
     labels: Labels,
     rows: tuple[Tensor, Tensor, Tensor],  # slot, row_weight, total of Members
     mean: Tensor | None,
-    table: Tensor,
+    table: Tensor | None,
     activation: str,
     pull: Pull | None,
 ) -> Tensor:

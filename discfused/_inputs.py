@@ -215,7 +215,7 @@ def target(value: object, num_classes: int, ignore_index: int, device: torch.dev
     t = t.long()
     if _values_can_be_read(t) and t.numel():
         low, high = t.aminmax()
-        if low < 0 or high >= num_classes:
+        if low.item() < 0 or high.item() >= num_classes:  # numbers compare faster than tensors
             _check_labels(t, num_classes, ignore_index)
     return t
 

@@ -2,7 +2,7 @@
 
 They take the backend by name, and return all that backward needs: `mean`, `table`, `feature_coef`,
 `slot_coef`, `slot`, `row_weight` and `total` are those of the contract; a mean that does not exist
-is an empty tensor.
+is an empty tensor, and so is a table that was not kept.
 """
 
 from typing import Any
@@ -44,7 +44,8 @@ def _disc_terms(
         backends.get(backend), features, labels, prior, settings, 1.0, 1.0, for_backward=True
     )
     rows = members.slot, members.row_weight, members.total
-    coefs = histogram.table, terms.feature_coef, terms.slot_coef
+    table = _or_empty(histogram.table, terms.gini)
+    coefs = table, terms.feature_coef, terms.slot_coef
     return terms.gini, terms.kl, *rows, _or_empty(histogram.mean, terms.gini), *coefs
 
 
@@ -57,7 +58,7 @@ def _disc_terms_backward(
     slope = _autograd.keeps_slope(chosen, features, labels, mean is not None)  # as forward did
     pull = Pull(feature_coef, slot_coef, grad_gini, grad_kl, 1.0, 1.0, slope)
     return _autograd.gradient(
-        chosen, features, labels, (slot, row_weight, total), mean, table, activation, pull
+        chosen, features, labels, (slot, row_weight, total), mean, _or_none(table), activation, pull
     )
 
 
@@ -83,12 +84,12 @@ def _class_histogram_backward(
     )  # fmt: skip
 
 
-def _or_empty(mean: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if mean is None else mean
+def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if tensor is None else tensor
 
 
-def _or_none(mean: Tensor) -> Tensor | None:
-    return mean if mean.numel() else None
+def _or_none(tensor: Tensor) -> Tensor | None:
+    return tensor if tensor.numel() else None
 
 
 # ---------------------------------------------------------------- shapes without data
@@ -111,9 +112,11 @@ def _disc_terms_fake(
     # sym_min, not a comparison: N <= C must not become a guard, or batches on either side of it
     # would need a graph each.
     S = num_classes if target.is_floating_point() else torch.sym_min(num_classes, N)
-    dtype, K = accumulation_dtype(features.dtype), backends.get(backend).coef_rows
+    dtype, chosen = accumulation_dtype(features.dtype), backends.get(backend)
+    table_shape = (S, D) if chosen.keeps_table else (0,)
     gini, kl, table, feature_coef, slot_coef = (
-        features.new_empty(shape, dtype=dtype) for shape in ((), (), (S, D), (K, D), (S,))
+        features.new_empty(shape, dtype=dtype)
+        for shape in ((), (), table_shape, (chosen.coef_rows, D), (S,))
     )
     return gini, kl, *_fake_rows(features, target, center), table, feature_coef, slot_coef
 

@@ -1,4 +1,4 @@
-"""The command line: `discfused doctor` and `discfused demo`, also as `python -m discfused`."""
+"""The command line, also as `python -m discfused`: doctor, demo, and those of the recipes."""
 
 import argparse
 import importlib.metadata
@@ -10,6 +10,8 @@ import torch
 import discfused
 from discfused import backends
 from discfused.backends import _library
+from discfused.functional import GINI_WEIGHT, KL_WEIGHT
+from discfused.recipes import commands as commands_of_recipes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,23 +21,24 @@ def main(arguments: list[str] | None = None) -> int:
 
     def add(name: str, run, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, refuse=command.error)
         return command
 
     add("doctor", doctor, "tell what is installed, which backend runs, and why not a faster one")
     demo = add("demo", run_demo, "train on handwritten digits, with and without the two terms")
-    demo.add_argument("--seeds", type=_positive, default=6, help="paired runs (default: 6)")
+    demo.add_argument("--seeds", type=int, default=16, metavar="N",
+                      help="runs of each loss (default: %(default)s)")  # fmt: skip
+    demo.add_argument("--epochs", type=int, default=40, metavar="N",
+                      help="of each run (default: %(default)s)")  # fmt: skip
+    for term, weight in (("gini", GINI_WEIGHT), ("kl", KL_WEIGHT)):
+        demo.add_argument(f"--{term}-weight", type=float, default=weight, metavar="X",
+                          help="of the term in the loss (default: %(default)s)")  # fmt: skip
+    demo.add_argument("--backend", metavar="NAME", help="see doctor (default: the fastest on CPU)")
     demo.add_argument("--out", type=Path, default=Path("discfused-demo"), metavar="DIR",
-                      help="where the results go (default: discfused-demo)")  # fmt: skip
+                      help="where the results go (default: %(default)s)")  # fmt: skip
+    commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)
     return options.run(options)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -44,7 +47,12 @@ def run_demo(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"the demo needs {error.name}: pip install 'discfused[demo]'")
         return 1
-    demo.run(options.seeds, options.out)
+    names = ("seeds", "epochs", "gini_weight", "kl_weight", "backend", "out")
+    try:
+        checked = demo.Options(**{name: getattr(options, name) for name in names})
+    except (ValueError, RuntimeError) as error:
+        options.refuse(str(error))
+    demo.run(checked)
     return 0
 
 

@@ -27,3 +27,15 @@ def backend(request) -> str:
 def fused_backend(request) -> str:
     """Every backend that takes CPU tensors and is judged by the oracle."""
     return _skip_if_unavailable(request.param)
+
+
+@pytest.fixture
+def no_variables(monkeypatch):
+    """None of the variables that a build looks at."""
+    for name in ("DISCFUSED_BUILD", "CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "UV"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_compiler(no_variables, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/c++")

@@ -1,6 +1,5 @@
-"""`discfused doctor` and `discfused demo`, as a person would run them."""
+"""`discfused doctor` as a person would run it, and what a bad command gets."""
 
-import json
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 import discfused
-from discfused import backends, cli
+from discfused import backends, cli, recipes
 from discfused.backends import _library
 
 
@@ -39,26 +38,13 @@ def test_doctor_tells_what_was_left_out_and_why(monkeypatch, capsys):
     assert "reference on cpu tensors, because cpu: gone: mend" in printed
 
 
-def test_demo(tmp_path):
-    pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
-    pytest.importorskip("matplotlib", reason="the demo draws with matplotlib")
-    result = run("demo", "--seeds", "2", "--out", "here", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "paired over 2 seeds" in result.stdout
-    assert (tmp_path / "here/features.png").stat().st_size > 10_000
-    runs = json.loads((tmp_path / "here/runs.json").read_text())
-    by_loss = {loss: [r for r in runs if r["loss"] == loss] for loss in ("ce", "ce+gini+kl")}
-    for plain, fused in zip(*by_loss.values(), strict=True):
-        assert plain["accuracy"] > 85 and fused["accuracy"] > 85
-        assert fused["gini"] < plain["gini"] - 0.05  # the features do speak for fewer classes
-    assert {path.name for path in (tmp_path / "here").iterdir()} == {"features.png", "runs.json"}
-
-
 def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "discfused.recipes.demo", None)
+    for name in ("demo", "demo_data"):  # as if no test had imported them
+        monkeypatch.delitem(sys.modules, f"discfused.recipes.{name}", raising=False)
+        monkeypatch.delattr(recipes, name, raising=False)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert cli.main(["demo"]) == 1
-    assert "pip install 'discfused[demo]'" in capsys.readouterr().out
+    assert "needs sklearn: pip install 'discfused[demo]'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--seeds", "0"]])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -68,19 +69,39 @@ def test_histogram_and_terms_equal_eager(backend, center):
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("num_classes", [C, 40])
-def test_at_most_two_graphs_over_any_sequence_of_batch_sizes(backend, num_classes):
-    criterion = FusedDiscLoss(backend=backend)
+SIZES = (16, 32, 5, 64, 39, 40, 41, 10, 9, 128)
+
+
+def count_graphs(criterion, sizes, num_classes) -> int:
     function, counter = compiled(criterion)
-    for n in (16, 32, 5, 64, 39, 40, 41, 10, 9, 128):
+    for n in sizes:
         logits, x = leaves(torch.randn(n, num_classes), torch.randn(n, D))
         y = labels(n, num_classes)
         loss = function(logits, y, x)
         loss.backward()
-        torch.testing.assert_close(loss, criterion(logits, y, x))
+        torch.testing.assert_close(loss, criterion(logits, y, x), equal_nan=True)
+    return counter.frame_count
+
+
+@pytest.mark.parametrize("num_classes", [C, 40])
+@pytest.mark.parametrize("sizes", [SIZES, (64, *SIZES[::-1], 2, 3)], ids=["up", "down"])
+def test_at_most_two_graphs_over_any_sequence_of_batch_sizes(backend, sizes, num_classes):
+    criterion = FusedDiscLoss(backend=backend)
     # PyTorch 2.6 compares the sizes under torch.sym_min, which 2.11 does not: one graph for N <= C
     old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)
-    assert counter.frame_count <= (3 if old else 2)
+    assert count_graphs(criterion, sizes, num_classes) <= (3 if old else 2)
+
+
+def test_no_more_graphs_than_cross_entropy_for_batches_of_one_row_and_of_none(backend):
+    """PyTorch takes the sizes 0 and 1 for constants, whatever it compiles."""
+
+    def cross_entropy(logits, target, features):
+        return F.cross_entropy(logits, target)
+
+    sizes = (16, 32, 1, 5, 0, 64)
+    expected = count_graphs(cross_entropy, sizes, C)
+    torch.compiler.reset()
+    assert count_graphs(FusedDiscLoss(backend=backend), sizes, C) <= expected
 
 
 def test_weights_that_change_do_not_compile_for_ever(backend):
@@ -164,6 +185,16 @@ def test_inductor(backend):
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
     x, y = batch(9)  # a dynamic batch
     torch.testing.assert_close(function(x, y), criterion(model(x), y))
+
+
+OPS = {"disc_terms", "disc_terms_backward", "class_histogram", "class_histogram_backward"}
+
+
+def test_no_op_is_left_unchecked():
+    names = {
+        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("discfused:")
+    }
+    assert {name.removeprefix("discfused::") for name in names} == OPS  # those of test_opcheck
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])

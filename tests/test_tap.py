@@ -87,34 +87,6 @@ def test_a_layer_without_tensors_says_so():
         model(torch.ones(1))
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("wrap", ["plain", "compiled", "ddp", "compiled ddp", "compiled part"])
-def test_names_resolve_through_wrappers(wrap, process_group):
-    model = Net()
-    wrapped = model
-    if "ddp" in wrap:
-        wrapped = nn.parallel.DistributedDataParallel(wrapped)
-    if "compiled" in wrap:
-        wrapped = torch.compile(wrapped, backend="eager")
-    if "part" in wrap:
-        model.blocks = torch.compile(model.blocks, backend="eager")
-    names = ["blocks.0", "module.blocks.0", "_orig_mod.module.blocks.0", "_orig_mod.blocks.0"]
-    for name in [*names, "module", "module.module", "blocks._orig_mod.0"]:
-        FeatureTap(wrapped, name).remove()
-    (x, _), expected = batch(), dict(model.named_modules())
-    with FeatureTap(wrapped, "_orig_mod.blocks") as tap:
-        wrapped(x)
-        assert tap.take().shape[1] == 12
-    assert dict(model.named_modules()) == expected
-
-
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

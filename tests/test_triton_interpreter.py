@@ -16,11 +16,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from cases import LABELS, LAYOUTS, OPTIONS, features, labels, soft_labels
 from discfused import backends, class_histogram, disc_terms, fused_disc_loss
 from discfused.backends import triton_backend, triton_runtime
-from test_facts import (  # noqa: F401 (collected here, with the fixture `backend` below)
-    test_dead_features_get_no_gradient,
-    test_extreme_half_precision_features_are_finite,
+from test_edges import (  # noqa: F401 (collected here, with the fixture `backend` below)
+    test_features_at_the_ends_of_half_precision_are_finite,
     test_nothing_to_say,
+    test_zeros_in_a_divergence,
 )
+from test_facts import *  # noqa: F403 (every fact)
 from test_loss import (  # noqa: F401
     test_double_backward_is_an_error_of_the_fused_backends,
     test_no_input_is_written_to,

@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <optional>
 
 #include "cpu/kernels.h"
 #include "cpu/row_plan.h"
@@ -87,6 +86,7 @@ struct alignas(kAlignment) ColumnValues {
   void write(Acc* to, Span span) const { std::copy(values, values + span.columns, to); }
   Acc& operator[](int64_t column) { return values[column]; }
   operator Acc*() { return values; }
+  operator const Acc*() const { return values; }
 };
 
 struct Features {
@@ -138,24 +138,22 @@ class PackedRows {
 
   Span span() const { return span_; }
 
-  // After a look: whether the next one finds the rows as this one left them. A batch that is too
-  // tall for the cache is packed again at each look: to read a copy would take as long.
-  bool resident() const { return packed_ && fits_; }
-
-  // One look at the block: body(chunk, its first row in the plan, its packed rows).
+  // One look at the block: body(chunk, its packed rows). The next look finds them packed, unless
+  // the batch is too tall for the cache: to read a copy would take as long as to pack it again.
   template <typename Body>
   void for_each_chunk(const Body& body) {
     int64_t first = 0;
     for (const Chunk& chunk : plan_.chunks) {
+      const int64_t* order = plan_.order.data() + first;
       Acc* packed = memory_.get() + (fits_ ? first * span_.width : 0);
-      if (!resident()) {
+      if (!packed_) {
         kernels<Acc>().pack[features_.type](
-            source_, plan_.order.data() + first, chunk.rows, plan_.rows - first, span_, packed);
+            source_, order, chunk.rows, plan_.rows - first, span_, packed);
       }
-      body(chunk, first, packed);
+      body(chunk, PackedChunk<Acc>{packed, plan_.weight.data() + first, order, chunk.rows});
       first += chunk.rows;
     }
-    packed_ = true;
+    packed_ = fits_;
   }
 
  private:
@@ -166,6 +164,86 @@ class PackedRows {
   Source source_{};
   Span span_{};
   bool packed_ = false;
+};
+
+// The class histogram of a block of columns, in scratch memory. To make it again in backward takes
+// less time than to write the table of all columns to memory and to read it.
+template <typename Acc>
+class BlockHistogram {
+ public:
+  using Chunk = typename RowPlan<Acc>::Chunk;
+
+  // With slopes F_cj = sum_i m_ic phi'(x_ij - mean_j) as well.
+  BlockHistogram(
+      const Features& features, const RowPlan<Acc>& plan, int activation, bool with_slopes)
+      : rows_(features, plan),
+        activation_(activation),
+        with_slopes_(with_slopes),
+        one_entry_per_row_(plan.one_entry_per_row),
+        table_(plan.slots.size() * kBlockColumns<Acc>),
+        slopes_(with_slopes ? plan.slots.size() * kBlockColumns<Acc> : 0),
+        applied_(one_entry_per_row_ ? 0 : kChunkRows * kBlockColumns<Acc>) {}
+
+  PackedRows<Acc>& rows() { return rows_; }
+  Span span() const { return rows_.span(); }
+  Table<Acc> table() const { return {table_.get(), span().width}; }
+  Table<Acc> slopes() const { return {slopes_.get(), span().width}; }
+
+  // Forward: the table, the magnitude, and the mean, from which features are measured if it is
+  // asked for.
+  void fill(Acc total, Acc* mean_of_columns, ColumnValues<Acc>& magnitude) {
+    ColumnValues<Acc> mean, sum;
+    mean.fill(0);
+    sum.fill(0);
+    magnitude.fill(0);
+    const auto add_moments = [&](const PackedChunk<Acc>& packed) {
+      kernel_.moments[activation_](packed, span(), sum, magnitude);
+    };
+    if (mean_of_columns) {
+      rows_.for_each_chunk(
+          [&](const Chunk&, const PackedChunk<Acc>& packed) { add_moments(packed); });
+      for (int64_t j = 0; j < span().width; ++j) mean[j] = sum[j] / total;
+      mean.write(mean_of_columns, span());
+      fill(mean);
+    } else {
+      rows_.for_each_chunk([&](const Chunk& chunk, const PackedChunk<Acc>& packed) {
+        add_moments(packed);
+        gather(chunk, packed, mean);
+      });
+    }
+  }
+
+  // Backward: the table alone.
+  void fill(const ColumnValues<Acc>& mean) {
+    rows_.for_each_chunk(
+        [&](const Chunk& chunk, const PackedChunk<Acc>& packed) { gather(chunk, packed, mean); });
+  }
+
+ private:
+  void gather(
+      const Chunk& chunk, const PackedChunk<Acc>& packed, const ColumnValues<Acc>& mean) const {
+    const Runs<Acc> runs = chunk.view();
+    if (one_entry_per_row_ && with_slopes_) {
+      kernel_.gather_slopes[activation_](packed, mean, runs, span(), table(), slopes());
+      return;
+    }
+    if (one_entry_per_row_) {
+      kernel_.gather[activation_](packed, mean, runs, span(), table());
+      return;
+    }
+    const PackedChunk<Acc> applied{applied_.get(), packed.weight, packed.order, packed.rows};
+    kernel_.activate[activation_](packed, mean, span(), applied_.get());
+    kernel_.gather_plain(applied, mean, runs, span(), table());
+    if (!with_slopes_) return;
+    kernel_.differentiate[activation_](packed, mean, span(), applied_.get());
+    kernel_.gather_plain(applied, mean, runs, span(), slopes());
+  }
+
+  const Kernels<Acc>& kernel_ = kernels<Acc>();
+  PackedRows<Acc> rows_;
+  int activation_;
+  bool with_slopes_, one_entry_per_row_;
+  Scratch<Acc> table_, slopes_, applied_;
 };
 
 }  // namespace discfused::cpu

@@ -42,19 +42,21 @@ struct Target {
   bool stream;  // write past the caches; its rows are aligned to kAlignment
 };
 
-// [S, columns], likewise.
+// One row for every slot, likewise.
 template <typename Acc>
 struct Table {
   Acc* data;
   int64_t stride;
+
+  Table<const Acc> as_const() const { return {data, stride}; }
 };
 
-// What a chunk adds to one slot: entries [begin, end).
+// What a chunk adds to one row of the table: entries [begin, end).
 struct Run {
   int64_t begin;
   int64_t end;
-  int32_t slot;
-  bool opens;  // the slot's first run: its row of the table is written, not added to
+  int32_t slot;  // the row of the table, as the plan counts them
+  bool opens;    // the first run of that row: it is written, not added to
 };
 
 // The runs of a chunk. Each entry is a weight times a row of the chunk.
@@ -66,13 +68,22 @@ struct Runs {
   const Acc* entry_weight;
 };
 
+// A chunk of packed rows: a weight n_i each, and the row of the batch that each comes from.
+template <typename Acc>
+struct PackedChunk {
+  const Acc* data;
+  const Acc* weight;
+  const int64_t* order;
+  int64_t rows;
+};
+
 // What turns the table into its gradient G: see FeaturePull in disc_math.h.
 template <typename Acc>
 struct Pull {
   const Acc* outer;  // per column, like the next two
   const Acc* constant;
   const Acc* slope;
-  const Acc* slot_offset;  // [S]
+  const Acc* slot_offset;  // one for every row of the table
 };
 
 template <typename Acc>
@@ -81,34 +92,34 @@ struct Kernels {
   using Pack = void (*)(
       const Source& source, const int64_t* order, int64_t rows, int64_t ahead, Span span,
       Acc* packed);
-  // target[order[k]] = packed[k] - weight[k] * shift
-  using Unpack = void (*)(
-      const Acc* packed, const Acc* weight, const Acc* shift, const int64_t* order, int64_t rows,
-      Span span, const Target& target);
   // sum += weight^T packed, magnitude += weight^T size_of(packed)
-  using Moments = void (*)(
-      const Acc* packed, const Acc* weight, int64_t rows, Span span, Acc* sum, Acc* magnitude);
+  using Moments = void (*)(const PackedChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude);
 
-  // Hard labels, where every row is one entry:
-  // table[run.slot] (+)= sum over its entries of entry_weight * phi(packed - mean)
+  // Hard labels, where every row is one entry, with z = packed - mean:
+  // table[run.slot] (+)= sum over its entries of entry_weight * phi(z)
   using Gather = void (*)(
-      const Acc* packed, const Acc* mean, const Runs<Acc>& runs, Span span,
+      const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
       const Table<Acc>& table);
-  // packed = phi'(packed - mean) * entry_weight * G[run.slot], sum += its rows
-  using Differentiate = void (*)(
-      Acc* packed, const Acc* mean, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
-      const Table<const Acc>& table, Acc* sum);
+  // The same, and slopes[run.slot] (+)= sum over its entries of entry_weight * phi'(z)
+  using GatherSlopes = void (*)(
+      const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+      const Table<Acc>& table, const Table<Acc>& slopes);
+  // target[order] = phi'(z) * entry_weight * G[run.slot] - weight * shift
+  using Write = void (*)(
+      const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
+      const Pull<Acc>& pull, Span span, const Table<const Acc>& table, const Target& target);
 
   // The same in two steps, for rows that are several entries or none:
-  // packed = phi(packed - mean), then gather_activated
-  using Activate = void (*)(Acc* packed, const Acc* mean, int64_t rows, Span span);
+  // out = phi(z) or phi'(z), then gather_plain
+  using Apply = void (*)(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out);
   // grads[entry_row] += entry_weight * G[run.slot]
   using Spread = void (*)(
       Acc* grads, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
       const Table<const Acc>& table);
-  // packed = phi'(packed - mean) * grads, sum += its rows
-  using PullBack =
-      void (*)(Acc* packed, const Acc* mean, const Acc* grads, int64_t rows, Span span, Acc* sum);
+  // target[order] = phi'(z) * grads - weight * shift
+  using WriteSpread = void (*)(
+      const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
+      const Target& target);
 
   // inverse = 1 / T, squares = sum_s P_s^2, class_sum[s] = sum over the columns of P_s
   using Summarize = void (*)(
@@ -118,18 +129,24 @@ struct Kernels {
   using Project = void (*)(
       const Table<const Acc>& table, int64_t slots, const Acc* slot_coef, Span span,
       Acc* projection);
+  // shift = sum_s slopes[s] * G[s]
+  using Shift = void (*)(
+      const Table<const Acc>& table, const Table<const Acc>& slopes, int64_t slots,
+      const Pull<Acc>& pull, Span span, Acc* shift);
 
   Pack pack[kFeatureTypes];
-  Unpack unpack[kFeatureTypes];
   Moments moments[kActivations];
   Gather gather[kActivations];
-  Differentiate differentiate[kActivations];
-  Activate activate[kActivations];
-  Gather gather_activated;
+  GatherSlopes gather_slopes[kActivations];
+  Write write[kActivations][kFeatureTypes];
+  Apply activate[kActivations];
+  Apply differentiate[kActivations];
+  Gather gather_plain;
   Spread spread;
-  PullBack pull_back[kActivations];
+  WriteSpread write_spread[kActivations][kFeatureTypes];
   Summarize summarize;
   Project project;
+  Shift shift;
 };
 
 // The kernels for the processor at hand.

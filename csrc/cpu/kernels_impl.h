@@ -33,24 +33,26 @@ void summarize(
     Vector<Acc> total[K] = {}, scale[K], square_sum[K] = {};
     sum_over_slots<Acc>(slots, total, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
       const Acc* row = table.data + slot * table.stride;
-      for (int k = 0; k < K; ++k) sums[k] += group.load_table(row, k);
+      for (int k = 0; k < K; ++k) sums[k] += group.load(row, k);
     });
     for (int k = 0; k < K; ++k) {
-      const Vector<Acc> m = group.load_packed(magnitude, k);
-      scale[k] = live_reciprocal(total_mass(total[k], m), m, eps);
-      group.store_packed(inverse, k, scale[k]);
+      const Vector<Acc> m = group.load(magnitude, k);
+      group.store(inverse, k, live_reciprocal(total_mass(total[k], m), m, eps));
     }
+    // What pads a block has activations as well, if phi(0) is not 0.
+    for (int64_t j = span.columns; j < span.width; ++j) inverse[j] = 0;
+    for (int k = 0; k < K; ++k) scale[k] = group.load(inverse, k);
     sum_over_slots<Acc>(slots, square_sum, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
       const Acc* row = table.data + slot * table.stride;
       Vector<Acc> features{};
       for (int k = 0; k < K; ++k) {
-        const Vector<Acc> P = scale[k] * group.load_table(row, k);
+        const Vector<Acc> P = scale[k] * group.load(row, k);
         sums[k] += P * P;
         features += P;
       }
       class_sum[slot] += Lanes<Acc>::sum(features);
     });
-    for (int k = 0; k < K; ++k) group.store_packed(squares, k, square_sum[k]);
+    for (int k = 0; k < K; ++k) group.store(squares, k, square_sum[k]);
   });
 }
 
@@ -63,9 +65,27 @@ void project(
     Vector<Acc> total[K] = {};
     sum_over_slots<Acc>(slots, total, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
       const Acc* row = table.data + slot * table.stride;
-      for (int k = 0; k < K; ++k) sums[k] += slot_coef[slot] * group.load_table(row, k);
+      for (int k = 0; k < K; ++k) sums[k] += slot_coef[slot] * group.load(row, k);
     });
-    for (int k = 0; k < K; ++k) group.store_packed(projection, k, total[k]);
+    for (int k = 0; k < K; ++k) group.store(projection, k, total[k]);
+  });
+}
+
+template <typename Acc>
+void shift(
+    const Table<const Acc>& table, const Table<const Acc>& slopes, int64_t slots,
+    const Pull<Acc>& pull, Span span, Acc* shift) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    const GradientRows<Acc, K> gradient_rows(group, pull, table);
+    Vector<Acc> total[K] = {};
+    sum_over_slots<Acc>(slots, total, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
+      const Acc* row = slopes.data + slot * slopes.stride;
+      Vector<Acc> G[K];
+      gradient_rows.load(slot, G);
+      for (int k = 0; k < K; ++k) sums[k] += G[k] * group.load(row, k);
+    });
+    for (int k = 0; k < K; ++k) group.store(shift, k, total[k]);
   });
 }
 
@@ -73,36 +93,42 @@ void project(
 
 static_assert(static_cast<int>(Activation::kSigmoid) + 1 == kActivations);
 
+template <Activation A, FeatureType type, typename T, typename Acc>
+constexpr void set_type(Kernels<Acc>& kernels) {
+  constexpr int code = static_cast<int>(A);
+  kernels.pack[type] = pack<Acc, T>;
+  kernels.write[code][type] = write<Acc, A, T>;
+  kernels.write_spread[code][type] = write_spread<Acc, A, T>;
+}
+
 template <Activation A, typename Acc>
 constexpr void set_activation(Kernels<Acc>& kernels) {
   constexpr int code = static_cast<int>(A);
   kernels.moments[code] = moments<Acc, A>;
   kernels.gather[code] = gather<Acc, Centered<A>>;
+  kernels.gather_slopes[code] = gather_slopes<Acc, A>;
   kernels.activate[code] = activate<Acc, A>;
   kernels.differentiate[code] = differentiate<Acc, A>;
-  kernels.pull_back[code] = pull_back<Acc, A>;
+  set_type<A, kAccumulated, Acc>(kernels);
+  if constexpr (sizeof(Acc) == sizeof(float)) {
+    set_type<A, kHalf, Half>(kernels);
+    set_type<A, kBFloat16, BFloat16>(kernels);
+  }
 }
 
 template <typename Acc>
 constexpr Kernels<Acc> make_kernels() {
   Kernels<Acc> kernels{};
-  kernels.pack[kAccumulated] = pack<Acc, Acc>;
-  kernels.unpack[kAccumulated] = unpack<Acc, Acc>;
-  if constexpr (sizeof(Acc) == sizeof(float)) {
-    kernels.pack[kHalf] = pack<Acc, Half>;
-    kernels.unpack[kHalf] = unpack<Acc, Half>;
-    kernels.pack[kBFloat16] = pack<Acc, BFloat16>;
-    kernels.unpack[kBFloat16] = unpack<Acc, BFloat16>;
-  }
   set_activation<Activation::kRelu>(kernels);
   set_activation<Activation::kAbs>(kernels);
   set_activation<Activation::kSquare>(kernels);
   set_activation<Activation::kSoftplus>(kernels);
   set_activation<Activation::kSigmoid>(kernels);
-  kernels.gather_activated = gather<Acc, AlreadyActivated>;
+  kernels.gather_plain = gather<Acc, AsItIs>;
   kernels.spread = spread<Acc>;
   kernels.summarize = summarize<Acc>;
   kernels.project = project<Acc>;
+  kernels.shift = shift<Acc>;
   return kernels;
 }
 

@@ -15,25 +15,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> members(
     const std::optional<at::Tensor>& sample_weight, int64_t num_classes, int64_t slots,
     int64_t ignore_index, bool double_precision);
 
-// -> mean [D] (none unless centred), table [S, D], magnitude [D]
-std::tuple<std::optional<at::Tensor>, at::Tensor, at::Tensor> histogram(
+// -> mean [D] (none unless centred), table [S, D]
+std::tuple<std::optional<at::Tensor>, at::Tensor> histogram(
     const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
     const at::Tensor& total, const std::optional<at::Tensor>& soft, int64_t slots,
-    int64_t activation, bool center, const std::optional<at::Tensor>& mean);
+    int64_t activation, bool center);
 
-// -> penalty [], gini [], kl [], feature_coef [4, D], slot_coef [S]
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> terms(
-    const at::Tensor& table, const at::Tensor& magnitude, const at::Tensor& prior,
-    const std::optional<at::Tensor>& absent, bool reverse, double eps, double gini_weight,
-    double kl_weight);
+// -> penalty [], gini [], kl [], mean [D] (none unless centred), feature_coef [3, D], slot_coef [S]
+std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor>
+terms(
+    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
+    const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
+    const std::optional<at::Tensor>& absent, int64_t activation, bool center, bool reverse,
+    double eps, double gini_weight, double kl_weight);
 
-// -> d loss / d features [N, D], contiguous. Without feature_coef, `table` is its own gradient.
+// -> d loss / d features [N, D], contiguous: of a loss whose gradient with respect to the table is
+// grad_table [S, D], or else follows from feature_coef and the rest.
 at::Tensor gradient(
     const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
     const at::Tensor& total, const std::optional<at::Tensor>& soft,
-    const std::optional<at::Tensor>& mean, const at::Tensor& table, int64_t activation,
-    const std::optional<at::Tensor>& feature_coef, const std::optional<at::Tensor>& slot_coef,
-    const std::optional<at::Tensor>& grad_gini, const std::optional<at::Tensor>& grad_kl,
-    double gini_weight, double kl_weight);
+    const std::optional<at::Tensor>& mean, int64_t activation,
+    const std::optional<at::Tensor>& grad_table, const std::optional<at::Tensor>& feature_coef,
+    const std::optional<at::Tensor>& slot_coef, const std::optional<at::Tensor>& grad_gini,
+    const std::optional<at::Tensor>& grad_kl, double gini_weight, double kl_weight);
 
 }  // namespace discfused::cpu

@@ -11,20 +11,17 @@ namespace discfused::cpu::DISCFUSED_ISA {
 template <typename Acc, int K>
 struct Group {
   static constexpr int kVectors = K;
-  int64_t column;   // the first one, in the block
-  int64_t columns;  // how many of the block exist
+  int64_t column;  // the first one, in the block
 
   int64_t at(int k) const { return column + k * kLanes<Acc>; }
 
-  Vector<Acc> load_packed(const Acc* row, int k) const { return load(row + at(k)); }
-  void store_packed(Acc* row, int k, Vector<Acc> v) const { store(row + at(k), v); }
+  Vector<Acc> load(const Acc* row, int k) const { return DISCFUSED_ISA::load<Acc>(row + at(k)); }
+  void store(Acc* row, int k, Vector<Acc> v) const { DISCFUSED_ISA::store(row + at(k), v); }
 
-  // A row of the table has no padding; only single vectors reach over its end.
-  Vector<Acc> load_table(const Acc* row, int k) const {
-    return K > 1 ? load(row + at(k)) : load(row + at(k), columns - at(k));
-  }
-  void store_table(Acc* row, int k, Vector<Acc> v) const {
-    K > 1 ? store(row + at(k), v) : store(row + at(k), v, columns - at(k));
+  // What a run adds to its row of the table
+  void put(const Table<Acc>& table, const Run& run, const Vector<Acc> (&sums)[K]) const {
+    Acc* row = table.data + run.slot * table.stride;
+    for (int k = 0; k < K; ++k) store(row, k, run.opens ? sums[k] : load(row, k) + sums[k]);
   }
 };
 
@@ -32,12 +29,8 @@ template <typename Acc, typename Body>
 inline void for_each_group(Span span, Body body) {
   constexpr int64_t kStep = 4 * kLanes<Acc>;
   int64_t column = 0;
-  for (; column + kStep <= span.columns; column += kStep) {
-    body(Group<Acc, 4>{column, span.columns});
-  }
-  for (; column < span.width; column += kLanes<Acc>) {
-    body(Group<Acc, 1>{column, span.columns});
-  }
+  for (; column + kStep <= span.width; column += kStep) body(Group<Acc, 4>{column});
+  for (; column < span.width; column += kLanes<Acc>) body(Group<Acc, 1>{column});
 }
 
 // ---------------------------------------------------------------- between features and blocks
@@ -75,53 +68,23 @@ void pack(
   }
 }
 
-template <typename Acc, typename T>
-void unpack(
-    const Acc* packed, const Acc* weight, const Acc* shift, const int64_t* order, int64_t rows,
-    Span span, const Target& target) {
-  T* data = static_cast<T*>(target.data);
-  const int64_t full = span.columns / kLanes<Acc> * kLanes<Acc>;
-  for (int64_t row = 0; row < rows; ++row, packed += span.width) {
-    T* to = data + order[row] * target.row_stride;
-    const auto value = [&](int64_t column) {
-      return narrow<T>(load(packed + column) - weight[row] * load(shift + column));
-    };
-    if (target.stream) {
-      for (int64_t column = 0; column < full; column += kLanes<Acc>) {
-        stream(to + column, value(column));
-      }
-    } else {
-      for (int64_t column = 0; column < full; column += kLanes<Acc>) {
-        const auto v = value(column);
-        std::memcpy(to + column, &v, sizeof v);
-      }
-    }
-    if (full < span.columns) {
-      const auto v = value(full);
-      std::memcpy(to + full, &v, (span.columns - full) * sizeof(T));
-    }
-  }
-  if (target.stream) fence_streams();
-}
-
 // ---------------------------------------------------------------- forward
 
 template <typename Acc, Activation A>
-void moments(
-    const Acc* packed, const Acc* weight, int64_t rows, Span span, Acc* sum, Acc* magnitude) {
+void moments(const PackedChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     Vector<Acc> sums[K] = {}, magnitudes[K] = {};
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t row = 0; row < chunk.rows; ++row) {
       for (int k = 0; k < K; ++k) {
-        const Vector<Acc> x = group.load_packed(packed + row * span.width, k);
-        sums[k] += weight[row] * x;
-        magnitudes[k] += weight[row] * size_of<A>(x);
+        const Vector<Acc> x = group.load(chunk.data + row * span.width, k);
+        sums[k] += chunk.weight[row] * x;
+        magnitudes[k] += chunk.weight[row] * size_of<A>(x);
       }
     }
     for (int k = 0; k < K; ++k) {
-      group.store_packed(sum, k, group.load_packed(sum, k) + sums[k]);
-      group.store_packed(magnitude, k, group.load_packed(magnitude, k) + magnitudes[k]);
+      group.store(sum, k, group.load(sum, k) + sums[k]);
+      group.store(magnitude, k, group.load(magnitude, k) + magnitudes[k]);
     }
   });
 }
@@ -135,7 +98,7 @@ struct Centered {
   }
 };
 
-struct AlreadyActivated {
+struct AsItIs {
   template <typename V>
   V operator()(V a, V) const {
     return a;
@@ -144,40 +107,74 @@ struct AlreadyActivated {
 
 template <typename Acc, typename Phi>
 void gather(
-    const Acc* packed, const Acc* mean, const Runs<Acc>& runs, Span span, const Table<Acc>& table) {
+    const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+    const Table<Acc>& table) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     Vector<Acc> mu[K];
-    for (int k = 0; k < K; ++k) mu[k] = group.load_packed(mean, k);
+    for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {};
       for (int64_t entry = run->begin; entry < run->end; ++entry) {
-        const Acc* row = packed + runs.entry_row[entry] * span.width;
+        const Acc* row = chunk.data + runs.entry_row[entry] * span.width;
         for (int k = 0; k < K; ++k) {
-          sums[k] += runs.entry_weight[entry] * Phi()(group.load_packed(row, k), mu[k]);
+          sums[k] += runs.entry_weight[entry] * Phi()(group.load(row, k), mu[k]);
         }
       }
-      Acc* to = table.data + run->slot * table.stride;
+      group.put(table, *run, sums);
+    }
+  });
+}
+
+template <typename Acc, Activation A>
+void gather_slopes(
+    const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+    const Table<Acc>& table, const Table<Acc>& slopes) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    Vector<Acc> mu[K];
+    for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
+    for (const Run* run = runs.begin; run != runs.end; ++run) {
+      Vector<Acc> sums[K] = {}, slope_sums[K] = {};
+      for (int64_t entry = run->begin; entry < run->end; ++entry) {
+        const Acc* row = chunk.data + runs.entry_row[entry] * span.width;
+        const Vector<Acc> weight = Vector<Acc>{} + runs.entry_weight[entry];
+        for (int k = 0; k < K; ++k) {
+          const Vector<Acc> z = group.load(row, k) - mu[k];
+          sums[k] += weight * discfused::activate<A>(z);
+          slope_sums[k] += discfused::pull_back<A>(z, weight);
+        }
+      }
+      group.put(table, *run, sums);
+      group.put(slopes, *run, slope_sums);
+    }
+  });
+}
+
+template <typename Acc, typename Function>
+inline void apply(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out, Function f) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    Vector<Acc> mu[K];
+    for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
+    for (int64_t row = 0; row < chunk.rows; ++row) {
+      const int64_t at = row * span.width;
       for (int k = 0; k < K; ++k) {
-        group.store_table(to, k, run->opens ? sums[k] : sums[k] + group.load_table(to, k));
+        group.store(out + at, k, f(group.load(chunk.data + at, k) - mu[k]));
       }
     }
   });
 }
 
 template <typename Acc, Activation A>
-void activate(Acc* packed, const Acc* mean, int64_t rows, Span span) {
-  for_each_group<Acc>(span, [&](auto group) {
-    constexpr int K = group.kVectors;
-    Vector<Acc> mu[K];
-    for (int k = 0; k < K; ++k) mu[k] = group.load_packed(mean, k);
-    for (int64_t row = 0; row < rows; ++row) {
-      Acc* x = packed + row * span.width;
-      for (int k = 0; k < K; ++k) {
-        group.store_packed(x, k, Centered<A>()(group.load_packed(x, k), mu[k]));
-      }
-    }
-  });
+void activate(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out) {
+  apply(chunk, mean, span, out, [](Vector<Acc> z) { return discfused::activate<A>(z); });
+}
+
+template <typename Acc, Activation A>
+void differentiate(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out) {
+  const Vector<Acc> one = Vector<Acc>{} + Acc(1);
+  apply(chunk, mean, span, out, [&](Vector<Acc> z) { return discfused::pull_back<A>(z, one); });
 }
 
 // ---------------------------------------------------------------- backward
@@ -189,17 +186,17 @@ class GradientRows {
   GradientRows(Group<Acc, K> group, const Pull<Acc>& pull, const Table<const Acc>& table)
       : group_(group), slot_offset_(pull.slot_offset), table_(table) {
     for (int k = 0; k < K; ++k) {
-      outer_[k] = group.load_packed(pull.outer, k);
-      constant_[k] = group.load_packed(pull.constant, k);
-      slope_[k] = group.load_packed(pull.slope, k);
+      outer_[k] = group.load(pull.outer, k);
+      constant_[k] = group.load(pull.constant, k);
+      slope_[k] = group.load(pull.slope, k);
     }
   }
 
-  void load(int32_t slot, Vector<Acc> (&G)[K]) const {
+  void load(int64_t slot, Vector<Acc> (&G)[K]) const {
     const Acc* row = table_.data + slot * table_.stride;
     for (int k = 0; k < K; ++k) {
       G[k] = table_gradient(
-          outer_[k], constant_[k], slope_[k], group_.load_table(row, k), slot_offset_[slot]);
+          outer_[k], constant_[k], slope_[k], group_.load(row, k), slot_offset_[slot]);
     }
   }
 
@@ -210,31 +207,62 @@ class GradientRows {
   Vector<Acc> outer_[K], constant_[K], slope_[K];
 };
 
-template <typename Acc, Activation A>
-void differentiate(
-    Acc* packed, const Acc* mean, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
-    const Table<const Acc>& table, Acc* sum) {
+// One group of columns of d loss / d features.
+template <typename Acc, typename T, int K>
+class GradientColumns {
+ public:
+  GradientColumns(
+      Group<Acc, K> group, const Acc* mean, const Acc* shift, Span span, const Target& target)
+      : group_(group), columns_(span.columns), target_(target) {
+    for (int k = 0; k < K; ++k) {
+      mean_[k] = group.load(mean, k);
+      shift_[k] = group.load(shift, k);
+    }
+  }
+
+  // Row `to` of the batch, from its features x, its weight and d loss / d activations.
+  template <Activation A>
+  void write(const Acc* x, Acc weight, const Vector<Acc> (&grad)[K], int64_t to) const {
+    T* row = static_cast<T*>(target_.data) + to * target_.row_stride;
+    for (int k = 0; k < K; ++k) {
+      const Vector<Acc> z = group_.load(x, k) - mean_[k];
+      const auto value = narrow<T>(discfused::pull_back<A>(z, grad[k]) - weight * shift_[k]);
+      const int64_t count = columns_ - group_.at(k);
+      if (count >= kLanes<Acc>) {
+        target_.stream ? stream(row + group_.at(k), value)
+                       : static_cast<void>(std::memcpy(row + group_.at(k), &value, sizeof value));
+      } else if (count > 0) {
+        std::memcpy(row + group_.at(k), &value, count * sizeof(T));
+      }
+    }
+  }
+
+ private:
+  Group<Acc, K> group_;
+  int64_t columns_;
+  const Target& target_;
+  Vector<Acc> mean_[K], shift_[K];
+};
+
+template <typename Acc, Activation A, typename T>
+void write(
+    const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
+    const Pull<Acc>& pull, Span span, const Table<const Acc>& table, const Target& target) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     const GradientRows<Acc, K> gradient_rows(group, pull, table);
-    Vector<Acc> mu[K], G[K], sums[K] = {};
-    for (int k = 0; k < K; ++k) mu[k] = group.load_packed(mean, k);
+    const GradientColumns<Acc, T, K> columns(group, mean, shift, span, target);
+    Vector<Acc> G[K], grad[K];
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       gradient_rows.load(run->slot, G);
-      for (int64_t entry = run->begin; entry < run->end; ++entry) {
-        Acc* row = packed + runs.entry_row[entry] * span.width;
-        for (int k = 0; k < K; ++k) {
-          const Vector<Acc> x = group.load_packed(row, k) - mu[k];
-          const Vector<Acc> grad = discfused::pull_back<A>(x, runs.entry_weight[entry] * G[k]);
-          group.store_packed(row, k, grad);
-          sums[k] += grad;
-        }
+      for (int64_t row = run->begin; row < run->end; ++row) {
+        for (int k = 0; k < K; ++k) grad[k] = chunk.weight[row] * G[k];
+        columns.template write<A>(
+            chunk.data + row * span.width, chunk.weight[row], grad, chunk.order[row]);
       }
     }
-    for (int k = 0; k < K; ++k) {
-      group.store_packed(sum, k, group.load_packed(sum, k) + sums[k]);
-    }
   });
+  if (target.stream) fence_streams();
 }
 
 template <typename Acc>
@@ -250,33 +278,28 @@ void spread(
       for (int64_t entry = run->begin; entry < run->end; ++entry) {
         Acc* g = grads + runs.entry_row[entry] * span.width;
         for (int k = 0; k < K; ++k) {
-          group.store_packed(g, k, group.load_packed(g, k) + runs.entry_weight[entry] * G[k]);
+          group.store(g, k, group.load(g, k) + runs.entry_weight[entry] * G[k]);
         }
       }
     }
   });
 }
 
-template <typename Acc, Activation A>
-void pull_back(Acc* packed, const Acc* mean, const Acc* grads, int64_t rows, Span span, Acc* sum) {
+template <typename Acc, Activation A, typename T>
+void write_spread(
+    const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
+    const Target& target) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
-    Vector<Acc> mu[K], sums[K] = {};
-    for (int k = 0; k < K; ++k) mu[k] = group.load_packed(mean, k);
-    for (int64_t row = 0; row < rows; ++row) {
-      Acc* x = packed + row * span.width;
-      const Acc* g = grads + row * span.width;
-      for (int k = 0; k < K; ++k) {
-        const Vector<Acc> grad =
-            discfused::pull_back<A>(group.load_packed(x, k) - mu[k], group.load_packed(g, k));
-        group.store_packed(x, k, grad);
-        sums[k] += grad;
-      }
-    }
-    for (int k = 0; k < K; ++k) {
-      group.store_packed(sum, k, group.load_packed(sum, k) + sums[k]);
+    const GradientColumns<Acc, T, K> columns(group, mean, shift, span, target);
+    Vector<Acc> grad[K];
+    for (int64_t row = 0; row < chunk.rows; ++row) {
+      const int64_t at = row * span.width;
+      for (int k = 0; k < K; ++k) grad[k] = group.load(grads + at, k);
+      columns.template write<A>(chunk.data + at, chunk.weight[row], grad, chunk.order[row]);
     }
   });
+  if (target.stream) fence_streams();
 }
 
 }  // namespace discfused::cpu::DISCFUSED_ISA

@@ -22,18 +22,19 @@ void split_into_chunks(RowPlan<Acc>& plan) {
   }
 }
 
-// Marks the first run of every slot and lists the slots without one.
+// Marks the first run of every slot, and numbers the slots that have one.
 template <typename Acc>
 void open_slots(RowPlan<Acc>& plan, int64_t S) {
-  std::vector<bool> opened(S);
+  std::vector<int32_t> number(S, -1);
   for (Chunk<Acc>& chunk : plan.chunks) {
     for (Run& run : chunk.runs) {
-      run.opens = !opened[run.slot];
-      opened[run.slot] = true;
+      run.opens = number[run.slot] < 0;
+      if (run.opens) {
+        number[run.slot] = static_cast<int32_t>(plan.slots.size());
+        plan.slots.push_back(run.slot);
+      }
+      run.slot = number[run.slot];
     }
-  }
-  for (int64_t s = 0; s < S; ++s) {
-    if (!opened[s]) plan.unused_slots.push_back(static_cast<int32_t>(s));
   }
 }
 

@@ -24,12 +24,12 @@ struct RowPlan {
     }
   };
 
-  std::vector<int64_t> order;         // [N] rows as they are packed, then those that do not count
-  int64_t rows = 0;                   // how many count
-  std::vector<Acc> weight;            // [rows] n_i
-  std::vector<Chunk> chunks;          // of kChunkRows rows, the last one of fewer
-  std::vector<int32_t> unused_slots;  // those without a run
-  bool one_entry_per_row = true;      // hard labels
+  std::vector<int64_t> order;     // [N] rows as they are packed, then those that do not count
+  int64_t rows = 0;               // how many count
+  std::vector<Acc> weight;        // [rows] n_i
+  std::vector<Chunk> chunks;      // of kChunkRows rows, the last one of fewer
+  std::vector<int32_t> slots;     // those with a run, which counts them in this order
+  bool one_entry_per_row = true;  // hard labels
 };
 
 // Hard labels: rows in the order of their slots, so that a slot is added up in registers.

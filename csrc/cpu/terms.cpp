@@ -1,6 +1,7 @@
-// table -> penalty, gini, kl, and what backward needs of them
+// features -> penalty, gini, kl, and what backward needs to know
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <vector>
 
@@ -15,44 +16,41 @@ namespace {
 
 // Sums over columns and over classes go block by block, so that their order does not depend on how
 // many threads there are. The sums of blocks are few: they can afford double.
-constexpr int64_t kSlotBlock = 256;
-
-template <typename Acc>
-struct TermsInput {
-  const Acc* table;  // [S, D]
-  const Acc* magnitude;
-  const Acc* prior;
-  int64_t S, D;
-  bool reverse;
-};
-
-template <typename Acc>
-struct Coefs {
-  Acc* feature;  // [4, D]
-  Acc* slot;     // [S]
-};
+constexpr int64_t kSlotBlock = 1024;
 
 struct FeatureStatistics {
   double impurity = 0;
   int64_t live = 0;
 };
 
-// 1 / T and sum_c P_c^2 of every feature; class_sum [blocks, S] = sum of P over each block
+template <typename Acc>
+struct Coefs {
+  Acc* mean;     // [D], or null for features that are not centred
+  Acc* feature;  // [3, D]: 1 / (L T_j), 1 / T_j, sum_c P_cj^2
+  Acc* slot;     // [S]: A_c
+};
+
+// Mean, 1 / T and sum_c P_c^2 of every feature; class_sum [blocks, slots of the plan] = sum of P
+// over each block. The table itself never leaves the cache.
 template <typename Acc>
 FeatureStatistics summarize_features(
-    const TermsInput<Acc>& in, Acc eps, const Coefs<Acc>& coefs, Acc* class_sum) {
-  std::vector<FeatureStatistics> partial(block_count<Acc>(in.D));
-  parallel_blocks<Acc>(in.D, in.S, [&](int64_t begin, int64_t end) {
+    const Features& x, const RowPlan<Acc>& plan, Acc total, int activation, Acc eps,
+    const Coefs<Acc>& coefs, Acc* class_sum) {
+  const int64_t slots = static_cast<int64_t>(plan.slots.size());
+  std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
+  parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
+    BlockHistogram<Acc> histogram(x, plan, activation, false);
     ColumnValues<Acc> magnitude, inverse, squares;
     for (int64_t block = begin; block < end; ++block) {
-      const Span span = block_span<Acc>(block, in.D);
+      histogram.rows().start(block);
+      const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
-      magnitude.read(in.magnitude + column, span);
+      histogram.fill(total, coefs.mean ? coefs.mean + column : nullptr, magnitude);
       kernels<Acc>().summarize(
-          {in.table + column, in.D}, in.S, magnitude, eps, span, inverse, squares,
-          class_sum + block * in.S);
-      inverse.write(coefs.feature + in.D + column, span);
-      squares.write(coefs.feature + 2 * in.D + column, span);
+          histogram.table().as_const(), slots, magnitude, eps, span, inverse, squares,
+          class_sum + block * slots);
+      inverse.write(coefs.feature + x.D + column, span);
+      squares.write(coefs.feature + 2 * x.D + column, span);
       for (int64_t j = 0; j < span.columns; ++j) {
         if (inverse[j] == 0) continue;
         partial[block].impurity += gini_impurity(squares[j]);
@@ -68,22 +66,32 @@ FeatureStatistics summarize_features(
   return sum;
 }
 
-// The divergence between q = class_sum / live and the prior, and its slope A_c for every slot.
+// q of every slot: the sum of P over all features, divided by how many live.
 template <typename Acc>
-double compare_classes(
-    const TermsInput<Acc>& in, int64_t live, const Coefs<Acc>& coefs, const Acc* class_sum) {
-  const int64_t blocks = (in.S + kSlotBlock - 1) / kSlotBlock;
+std::vector<double> feature_distribution(
+    const RowPlan<Acc>& plan, int64_t blocks, int64_t S, int64_t live, const Acc* class_sum) {
+  std::vector<double> q(S);
+  const int64_t slots = static_cast<int64_t>(plan.slots.size());
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t k = 0; k < slots; ++k) q[plan.slots[k]] += class_sum[block * slots + k];
+  }
+  for (double& share : q) share /= static_cast<double>(live);
+  return q;
+}
+
+// The divergence between q and the prior, and its slope A_c for every slot.
+template <typename Acc>
+double compare_classes(const std::vector<double>& q, const Acc* priors, bool reverse, Acc* slopes) {
+  const int64_t S = static_cast<int64_t>(q.size());
+  const int64_t blocks = (S + kSlotBlock - 1) / kSlotBlock;
   std::vector<double> partial(blocks);
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t last = std::min((block + 1) * kSlotBlock, in.S);
+      const int64_t last = std::min((block + 1) * kSlotBlock, S);
       for (int64_t s = block * kSlotBlock; s < last; ++s) {
-        double q = 0;
-        for (int64_t b = 0; b < block_count<Acc>(in.D); ++b) q += class_sum[b * in.S + s];
-        q /= static_cast<double>(live);
-        const double prior = in.prior[s];
-        partial[block] += in.reverse ? divergence_term(q, prior) : divergence_term(prior, q);
-        coefs.slot[s] = static_cast<Acc>(divergence_slope(prior, q, in.reverse));
+        const double prior = priors[s];
+        partial[block] += reverse ? divergence_term(q[s], prior) : divergence_term(prior, q[s]);
+        slopes[s] = static_cast<Acc>(divergence_slope(prior, q[s], reverse));
       }
     }
   });
@@ -92,78 +100,71 @@ double compare_classes(
   return sum;
 }
 
-// 1 / (L T) and sum_c A_c P_c of every feature
-template <typename Acc>
-void project_features(const TermsInput<Acc>& in, int64_t live, const Coefs<Acc>& coefs) {
-  parallel_blocks<Acc>(in.D, in.S, [&](int64_t begin, int64_t end) {
-    ColumnValues<Acc> projection;
-    for (int64_t block = begin; block < end; ++block) {
-      const Span span = block_span<Acc>(block, in.D);
-      const int64_t column = block * kBlockColumns<Acc>;
-      kernels<Acc>().project({in.table + column, in.D}, in.S, coefs.slot, span, projection);
-      for (int64_t j = 0; j < span.columns; ++j) {
-        Acc* coef = coefs.feature + column + j;
-        const Acc inverse = coef[in.D];
-        coef[0] = inverse / static_cast<Acc>(live);
-        coef[3 * in.D] = inverse == 0 ? 0 : inverse * projection[j];
-      }
-    }
-  });
-}
-
 template <typename Acc>
 auto terms_as(
-    const at::Tensor& table, const at::Tensor& magnitude, const at::Tensor& prior,
-    const std::optional<at::Tensor>& absent, bool reverse, double eps, double gini_weight,
-    double kl_weight) {
-  const int64_t S = table.size(0), D = table.size(1);
-  check_shape(magnitude, {D}, "magnitude");
+    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
+    const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
+    const std::optional<at::Tensor>& absent, int activation, bool center, bool reverse, double eps,
+    double gini_weight, double kl_weight, at::ScalarType acc) {
+  const Features x(features);
+  const int64_t S = prior.size(0);
+  const RowPlan<Acc> plan = make_plan<Acc>(slot, row_weight, soft, x.N, S);
   check_shape(prior, {S}, "prior");
-  const at::Tensor H = table.contiguous(), scale = magnitude.contiguous(), pi = prior.contiguous();
-  const TermsInput<Acc> in{H.const_data_ptr<Acc>(),
-                           scale.const_data_ptr<Acc>(),
-                           pi.const_data_ptr<Acc>(),
-                           S,
-                           D,
-                           reverse};
+  const at::Tensor priors = prior.contiguous();
 
-  at::Tensor feature_coef = at::empty({4, D}, table.options());
-  at::Tensor slot_coef = at::empty({S}, table.options());
-  const Coefs<Acc> coefs{feature_coef.mutable_data_ptr<Acc>(), slot_coef.mutable_data_ptr<Acc>()};
-  const Scratch<Acc> class_sum(block_count<Acc>(D) * S);
+  const auto options = features.options().dtype(acc);
+  std::optional<at::Tensor> mean;
+  if (center) mean = at::empty({x.D}, options);
+  at::Tensor feature_coef = at::empty({3, x.D}, options);
+  at::Tensor slot_coef = at::empty({S}, options);
+  const Coefs<Acc> coefs{
+      center ? mean->mutable_data_ptr<Acc>() : nullptr, feature_coef.mutable_data_ptr<Acc>(),
+      slot_coef.mutable_data_ptr<Acc>()};
+  const int64_t blocks = block_count<Acc>(x.D);
+  std::vector<Acc> class_sum(blocks * plan.slots.size());
 
   double gini = 0, kl = 0;
-  const FeatureStatistics features =
-      summarize_features(in, static_cast<Acc>(eps), coefs, class_sum.get());
-  if (features.live > 0) {
-    gini = features.impurity / static_cast<double>(features.live);
-    kl = compare_classes(in, features.live, coefs, class_sum.get());
+  const FeatureStatistics statistics = summarize_features(
+      x, plan, nonzero(scalar<Acc>(total, "total")), activation, static_cast<Acc>(eps), coefs,
+      class_sum.data());
+  if (statistics.live > 0) {
+    gini = statistics.impurity / static_cast<double>(statistics.live);
+    const std::vector<double> q =
+        feature_distribution(plan, blocks, S, statistics.live, class_sum.data());
+    kl = compare_classes(q, priors.const_data_ptr<Acc>(), reverse, coefs.slot);
     if (absent && !reverse) kl += scalar<Acc>(*absent, "absent");
     kl = nonnegative(kl);
-    project_features(in, features.live, coefs);
+    for (int64_t j = 0; j < x.D; ++j) {
+      coefs.feature[j] = coefs.feature[x.D + j] / static_cast<Acc>(statistics.live);
+    }
   } else {
     feature_coef.zero_();
     slot_coef.zero_();
   }
 
   const auto result = [&](double value) {
-    at::Tensor tensor = at::empty({}, table.options());
+    at::Tensor tensor = at::empty({}, options);
     *tensor.mutable_data_ptr<Acc>() = static_cast<Acc>(value);
     return tensor;
   };
   return std::make_tuple(
-      result(gini_weight * gini + kl_weight * kl), result(gini), result(kl), feature_coef,
+      result(gini_weight * gini + kl_weight * kl), result(gini), result(kl), mean, feature_coef,
       slot_coef);
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> terms(
-    const at::Tensor& table, const at::Tensor& magnitude, const at::Tensor& prior,
-    const std::optional<at::Tensor>& absent, bool reverse, double eps, double gini_weight,
-    double kl_weight) {
-  const auto run = table.scalar_type() == at::kDouble ? terms_as<double> : terms_as<float>;
-  return run(table, magnitude, prior, absent, reverse, eps, gini_weight, kl_weight);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor>
+terms(
+    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
+    const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
+    const std::optional<at::Tensor>& absent, int64_t activation, bool center, bool reverse,
+    double eps, double gini_weight, double kl_weight) {
+  const bool in_double = features.scalar_type() == at::kDouble;
+  const auto run = in_double ? terms_as<double> : terms_as<float>;
+  return run(
+      features, slot, row_weight, total, soft, prior, absent, checked_activation(activation),
+      center, reverse, eps, gini_weight, kl_weight, in_double ? at::kDouble : at::kFloat);
 }
 
 }  // namespace discfused::cpu

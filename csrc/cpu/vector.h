@@ -44,21 +44,6 @@ inline void store(T* to, Vector<T> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// The first `count` lanes; the others read as 0, and are not written.
-template <typename T>
-inline Vector<T> load(const T* from, int64_t count) {
-  if (count >= kLanes<T>) return load(from);
-  Vector<T> v{};
-  if (count > 0) std::memcpy(&v, from, count * sizeof(T));
-  return v;
-}
-
-template <typename T>
-inline void store(T* to, Vector<T> v, int64_t count) {
-  if (count >= kLanes<T>) return store(to, v);
-  if (count > 0) std::memcpy(to, &v, count * sizeof(T));
-}
-
 template <typename To, typename From>
 inline To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");

@@ -1,12 +1,17 @@
-"""What a backend must provide: four stages around the [S, D] table of class histograms.
+"""What a backend must provide: three stages around the [S, D] table of class histograms.
 
     members    target, weights      -> which slot every row belongs to, and how much it counts
+    forward    features, members    -> penalty, gini, kl, and what backward needs of them
+    gradient   features, that       -> d loss / d features [N, D]
+
+and the table itself for those who ask for it: histogram. A backend that keeps the table in memory
+makes forward of two stages (ThroughTable):
+
     histogram  features, members    -> mean [D], table [S, D], magnitude [D]
     terms      table                -> penalty, gini, kl, and what backward needs of them
-    gradient   features, table ...  -> d loss / d features [N, D]
 
 Everything per feature goes through the table, so sums over parts of a batch (the ranks of a process
-group, say) can be added between the stages. Symbols as everywhere: N samples, D features,
+group, say) can be added between those two. Symbols as everywhere: N samples, D features,
 C classes, S slots. A slot is a class (S = C) or, for hard labels with C > N, a class that is
 present in the batch (S = N; slots left over stay empty), so that memory and time do not depend on
 C.
@@ -74,10 +79,10 @@ class Members(NamedTuple):
 
 class Histogram(NamedTuple):
     mean: Tensor | None  # [D] acc: mu; None when features are not centred
-    table: Tensor  # [S, D] acc: H, the sum of activations of every slot
+    table: Tensor | None  # [S, D] acc: H, the sum of activations of every slot
     # [D] acc: sum_i n_i |x_ij|, or sum_i n_i x_ij^2 for the square activation. Of the same power of
     # x as the mass of a feature, which is compared with it to tell whether the feature is dead.
-    magnitude: Tensor
+    magnitude: Tensor | None = None
     # [S, D] acc: F_cj = sum_i m_ic phi'(x_ij - mu_j) = -d H_cj / d mu_j, where it was asked for
     slope: Tensor | None = None
     carry: Any = None  # sums that table and slope still lack: terms adds them, or complete
@@ -88,7 +93,8 @@ class Terms(NamedTuple):
     gini: Tensor  # [] acc
     kl: Tensor  # [] acc
     # [coef_rows, D] acc, all 0 for a dead feature:
-    # 0-3  1 / (L T_j), 1 / T_j, sum_c P_cj^2 = squares, sum_c A_c P_cj = projection
+    # 0-2  1 / (L T_j), 1 / T_j, sum_c P_cj^2 = squares
+    # 3    sum_c A_c P_cj = projection
     # 4-5  squares sum_c F_cj - sum_c F_cj P_cj, sum_c A_c F_cj - projection sum_c F_cj;
     #      of no meaning if the histogram has no slope
     feature_coef: Tensor
@@ -120,7 +126,8 @@ class Pull(NamedTuple):
 class Backend(Protocol):
     name: str
     device_type: str  # of the tensors it takes
-    coef_rows: int  # of Terms.feature_coef: 6, or 4 for a backend that never keeps the slope
+    coef_rows: int  # of Terms.feature_coef
+    keeps_table: bool  # whether forward gives the table to gradient, or gradient makes its own
 
     def unavailable(self) -> str | None:
         """None if this backend can run here, else why not and what to do."""
@@ -138,39 +145,85 @@ class Backend(Protocol):
         """Whether forward is to keep the slope of the table, so that backward need not look at
         centred features with hard labels twice. Depends on shapes and dtypes alone."""
 
-    def histogram(
+    def forward(
         self,
         features: Tensor,  # [N, D], any strides, any float dtype
         members: Members,
-        activation: str,
-        center: bool,
-        mean: Tensor | None = None,  # [D] acc: given instead of computed
-        slope: bool = False,  # to be kept; never asked of a backend whose keeps_slope says no
+        prior: Tensor,  # [S] acc: pi of every slot
+        absent: Tensor | None,  # [] acc: the forward KL of the classes without a slot
+        settings: Settings,
+        gini_weight: float,
+        kl_weight: float,
+        slope: bool,  # to be kept; never asked of a backend whose keeps_slope says no
+    ) -> tuple[Terms, Histogram]:
+        """Of the histogram, what gradient needs: the mean, and the table if keeps_table."""
+
+    def histogram(
+        self, features: Tensor, members: Members, activation: str, center: bool
     ) -> Histogram:
-        """Of the same features and activation as members was given."""
+        """The table, for those who ask for it, and the mean. Of the same features and activation as
+        members was given."""
 
     def complete(self, histogram: Histogram) -> None:
         """Add the carry to table and slope, in place. Only of a backend that leaves a carry."""
-
-    def terms(
-        self,
-        histogram: Histogram,
-        prior: Tensor,  # [S] acc: pi of every slot
-        absent: Tensor | None,  # [] acc: the forward KL of the classes without a slot
-        reverse: bool,
-        eps: float,  # dead: T_j <= eps * magnitude_j
-        gini_weight: float,
-        kl_weight: float,
-    ) -> Terms:
-        """A carry of the histogram is added to table and slope, in place."""
 
     def gradient(
         self,
         features: Tensor,
         members: Members,  # slot_class, share and extra may be missing here
         mean: Tensor | None,
-        table: Tensor,  # [S, D]: H, or the table's gradient itself when `pull` is None
+        # [S, D]: H, or None if forward kept none; the table's gradient itself if `pull` is None
+        table: Tensor | None,
         activation: str,
         pull: Pull | None,
     ) -> Tensor:
         """[N, D], contiguous, in the dtype of `features`."""
+
+
+class ThroughTable:
+    """forward in two stages, for a backend that keeps the table in memory."""
+
+    keeps_table = True
+
+    def forward(
+        self,
+        features: Tensor,
+        members: Members,
+        prior: Tensor,
+        absent: Tensor | None,
+        settings: Settings,
+        gini_weight: float,
+        kl_weight: float,
+        slope: bool,
+    ) -> tuple[Terms, Histogram]:
+        activation, center = settings.activation, settings.center
+        histogram = self.histogram(features, members, activation, center, slope=slope)
+        threshold = dead_threshold(settings)
+        terms = self.terms(
+            histogram, prior, absent, settings.reverse, threshold, gini_weight, kl_weight
+        )
+        return terms, histogram
+
+    def histogram(
+        self,
+        features: Tensor,
+        members: Members,
+        activation: str,
+        center: bool,
+        mean: Tensor | None = None,  # [D] acc: given instead of computed
+        slope: bool = False,
+    ) -> Histogram:
+        raise NotImplementedError
+
+    def terms(
+        self,
+        histogram: Histogram,
+        prior: Tensor,
+        absent: Tensor | None,
+        reverse: bool,
+        eps: float,  # dead: T_j <= eps * magnitude_j
+        gini_weight: float,
+        kl_weight: float,
+    ) -> Terms:
+        """A carry of the histogram is added to table and slope, in place."""
+        raise NotImplementedError

@@ -12,6 +12,7 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
                    C >= N): reads all twice
 """
 
+import torch
 from torch import Tensor
 
 from discfused.backends import _library, soft
@@ -22,13 +23,14 @@ from discfused.backends.contract import (
     Members,
     Pull,
     Terms,
+    ThroughTable,
 )
 from discfused.backends.native import CODE
 
 SMALL = 1 << 20  # elements of features
 
 
-class CudaBackend:
+class CudaBackend(ThroughTable):
     name = "cuda"
     device_type = "cuda"
     coef_rows = 6
@@ -96,11 +98,13 @@ class CudaBackend:
         features: Tensor,
         members: Members,
         mean: Tensor | None,
-        table: Tensor,
+        table: Tensor | None,
         activation: str,
         pull: Pull | None,
     ) -> Tensor:
         bad_labels(features.device).check()
+        if features.shape[0] == 0:
+            return torch.empty_like(features, memory_format=torch.contiguous_format)
         slot = members.slot
         if members.soft is not None:
             matmul = self._kernels.matmul

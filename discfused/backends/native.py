@@ -10,8 +10,10 @@ from discfused.backends.contract import (
     Labels,
     Members,
     Pull,
+    Settings,
     Terms,
     accumulation_dtype,
+    dead_threshold,
 )
 
 CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
@@ -20,7 +22,8 @@ CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 class CpuBackend:
     name = "cpu"
     device_type = "cpu"
-    coef_rows = 4
+    coef_rows = 3
+    keeps_table = False  # blocks of it live in the cache only
 
     def unavailable(self) -> str | None:
         try:
@@ -43,38 +46,33 @@ class CpuBackend:
         )  # fmt: skip
 
     def keeps_slope(self, features: Tensor, slots: int) -> bool:
-        return False  # blocks of columns stay in cache for the second look
+        return False  # gradient makes its own
 
-    def histogram(
+    def forward(
         self,
         features: Tensor,
         members: Members,
-        activation: str,
-        center: bool,
-        mean: Tensor | None = None,
-        slope: bool = False,
+        prior: Tensor,
+        absent: Tensor | None,
+        settings: Settings,
+        gini_weight: float,
+        kl_weight: float,
+        slope: bool,
+    ) -> tuple[Terms, Histogram]:
+        penalty, gini, kl, mean, feature_coef, slot_coef = self._kernels.terms(
+            features, members.slot, members.row_weight, members.total, members.soft, prior, absent,
+            CODE[settings.activation], settings.center, settings.reverse,
+            dead_threshold(settings), gini_weight, kl_weight,
+        )  # fmt: skip
+        return Terms(penalty, gini, kl, feature_coef, slot_coef), Histogram(mean, None)
+
+    def histogram(
+        self, features: Tensor, members: Members, activation: str, center: bool
     ) -> Histogram:
         return Histogram(
             *self._kernels.histogram(
                 features, members.slot, members.row_weight, members.total, members.soft,
-                members.share.shape[0], CODE[activation], center, mean,
-            )
-        )  # fmt: skip
-
-    def terms(
-        self,
-        histogram: Histogram,
-        prior: Tensor,
-        absent: Tensor | None,
-        reverse: bool,
-        eps: float,
-        gini_weight: float,
-        kl_weight: float,
-    ) -> Terms:
-        return Terms(
-            *self._kernels.terms(
-                histogram.table, histogram.magnitude, prior, absent, reverse, eps, gini_weight,
-                kl_weight,
+                members.share.shape[0], CODE[activation], center,
             )
         )  # fmt: skip
 
@@ -83,11 +81,12 @@ class CpuBackend:
         features: Tensor,
         members: Members,
         mean: Tensor | None,
-        table: Tensor,
+        table: Tensor | None,
         activation: str,
         pull: Pull | None,
     ) -> Tensor:
+        upstream = (table, None, None, None, None, 0.0, 0.0) if pull is None else (None, *pull[:6])
         return self._kernels.gradient(
-            features, members.slot, members.row_weight, members.total, members.soft, mean, table,
-            CODE[activation], *(pull[:6] if pull else (None, None, None, None, 0.0, 0.0)),
+            features, members.slot, members.row_weight, members.total, members.soft, mean,
+            CODE[activation], *upstream,
         )  # fmt: skip

@@ -29,6 +29,7 @@ from discfused.backends.contract import (
     Members,
     Pull,
     Terms,
+    ThroughTable,
     accumulation_dtype,
 )
 from discfused.backends.triton_runtime import bad_labels, interpreted, kernels, missing, on
@@ -65,7 +66,7 @@ def _split(number: float) -> tuple[float, float]:
     return head, number - head if math.isfinite(head) else 0.0
 
 
-class TritonBackend:
+class TritonBackend(ThroughTable):
     name = "triton"
     coef_rows = 6
 

@@ -14,3 +14,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(name: str, folder: Path) -> None:
+    """Makes the folder and tries it: better now than after the training.
+
+    Raises:
+        ValueError: it cannot be made or written.
+    """
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{name} is {str(folder)!r}, expected a folder that can be made and written "
+            f"({error.strerror}): name another one"
+        ) from error

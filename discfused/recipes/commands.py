@@ -1,0 +1,153 @@
+"""`discfused train`, `sweep` and `table`: what they take, and what they say when it is wrong.
+
+Nothing here needs the packages of the recipes until a command runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from discfused.recipes.options import DATASETS, LOSSES, MODELS
+
+# Options of a recipe that have a flag of their own; --set gives a value to any.
+FLAGS = {
+    "data_root": "data.root",
+    "download": "data.download",
+    "workers": "data.workers",
+    "model": "model.name",
+    "loss": "loss.name",
+    "epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "batch_size": "train.batch_size",
+    "accelerator": "train.accelerator",
+    "seed": "seed",
+}
+
+
+def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The three commands; `add(name, run, text)` makes a parser for one."""
+    train = add("train", run_train, "train one network by a recipe, and test it")
+    train.add_argument("--data", choices=DATASETS, help="data set; its own recipe is the default")
+    train.add_argument("--recipe", help="YAML file, or the name of one that comes with discfused")
+    train.add_argument("--model", choices=MODELS)
+    train.add_argument("--loss", choices=LOSSES)
+    train.add_argument("--seed", type=int, metavar="S")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    _add_shared(train)
+
+    sweep = add("sweep", run_sweep, "run all of a recipe's combinations that are missing in DIR")
+    sweep.add_argument("recipe", help="YAML file, or the name of one that comes with discfused")
+    sweep.add_argument("--seeds", type=int, default=5, help="runs of each (default: 5)")
+    _add_shared(sweep)
+
+    table = add("table", run_table, "Markdown and picture of all the runs in a folder")
+    table.add_argument("folder", type=Path, metavar="DIR")
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-root", metavar="DIR", help="folder that holds the unpacked data")
+    command.add_argument("--download", action="store_true", default=None, help="fetch it there")
+    command.add_argument("--epochs", type=int, metavar="E")
+    command.add_argument("--max-steps", type=int, metavar="N", help="stop early")
+    command.add_argument("--batch-size", type=int, metavar="B", help="of each process")
+    command.add_argument("--workers", type=int, metavar="W", help="processes that prepare batches")
+    command.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"))
+    command.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE",
+                         help="any option of the recipe by its dotted name, such as "
+                         "loss.gini_weight=0.1")  # fmt: skip
+    command.add_argument("--out", type=Path, metavar="DIR", help="where results go "
+                         "(default: below runs/)")  # fmt: skip
+
+
+def run_train(given: argparse.Namespace) -> int:
+    def act() -> None:
+        from discfused.recipes import records, train
+        from discfused.recipes.options import parse, read
+
+        if not (given.recipe or given.data):
+            raise ValueError(f"neither --data nor --recipe is given: expected --data with one of "
+                             f"{', '.join(DATASETS)}, or --recipe FILE")  # fmt: skip
+        changes = _changes(given)
+        if given.data:
+            changes["data.name"] = given.data
+        options = parse(read(Path(given.recipe or given.data)), changes)
+        out = given.out or Path("runs", records.name(options))
+        row = train.run(options, out, resume=given.resume)
+        if torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
+        print(f"{out}: accuracy {row['accuracy']:.2f}%, mean per-class accuracy "
+              f"{row['class_accuracy']:.2f}%, gini {row['gini']:.3f}, kl {row['kl']:.4f} "
+              f"after {row['steps']} steps")  # fmt: skip
+
+    return _attempt(act)
+
+
+def run_sweep(given: argparse.Namespace) -> int:
+    def act() -> None:
+        from discfused.recipes import sweep
+        from discfused.recipes.options import read
+
+        if given.seeds < 1:
+            raise ValueError(f"--seeds is {given.seeds}, expected at least 1")
+        path = Path(given.recipe)
+        out = given.out or Path("runs", path.stem)
+        said = sweep.run(read(path), given.seeds, out, _changes(given))
+        print(f"{out}: {said}\nnow: discfused table {out}")
+
+    return _attempt(act)
+
+
+def run_table(given: argparse.Namespace) -> int:
+    def act() -> None:
+        from discfused.recipes import table
+
+        print(table.make(given.folder))
+
+    return _attempt(act)
+
+
+def _changes(given: argparse.Namespace) -> dict[str, object]:
+    import yaml
+
+    changes = {}
+    for text in given.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set is {text!r}, expected OPTION=VALUE")
+        changes[name] = yaml.safe_load(value)
+    flags = {FLAGS[flag]: value for flag, value in vars(given).items() if flag in FLAGS}
+    return changes | {name: value for name, value in flags.items() if value is not None}
+
+
+def _attempt(act: Callable[[], None]) -> int:
+    """Runs a command: mistakes of its user end it with one line, and no traceback."""
+    try:
+        from discfused.recipes import interrupt, records
+    except ImportError as error:
+        return _say_what_to_install(error)
+    try:
+        act()
+    except ImportError as error:
+        return _say_what_to_install(error)
+    except interrupt.Interrupted as error:
+        print(error, file=sys.stderr)
+        return 130
+    except (
+        ValueError, TypeError, FileNotFoundError, FloatingPointError,
+        records.InUse, records.OtherRun,
+    ) as error:  # fmt: skip
+        print(f"discfused: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _say_what_to_install(error: ImportError) -> int:
+    # torchvision wants one release of torch each: named in an extra, it could replace torch.
+    torchvision = f"torchvision 'torch=={torch.__version__.partition('+')[0]}'"
+    package = (error.name or "a package").partition(".")[0]
+    what = torchvision if package == "torchvision" else "'discfused[recipes]'"
+    print(f"the recipes need {package}: pip install {what}", file=sys.stderr)
+    return 1

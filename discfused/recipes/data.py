@@ -1,0 +1,214 @@
+"""The data sets of the recipes: images and labels, decoded, augmented and in batches.
+
+| name | from | to learn from | to test on |
+|---|---|---|---|
+| caltech101 | torchvision | 30 images of each class, by the committed split file | up to 50 |
+| cifar100 | torchvision | its training images | its test images |
+| digits | scikit-learn, bundled | `train_per_class` of each digit, chosen by the seed | the rest |
+"""
+
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from discfused.recipes import splits
+from discfused.recipes._torchvision import datasets, transforms
+from discfused.recipes.options import Data
+from discfused.recipes.sampler import Batches
+
+BACKGROUND = "BACKGROUND_Google"
+CACHE_BYTES = 2 << 30  # images are kept in memory if all of a part take no more
+DIGITS_PER_CLASS = 100  # to learn from, when train_per_class is null: each digit has 174 or more
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, what pretrained nets expect
+LAYOUT = {
+    "caltech101": "caltech101/101_ObjectCategories/accordion/image_0001.jpg and so on",
+    "cifar100": "cifar-100-python/train, cifar-100-python/test and cifar-100-python/meta",
+}
+
+
+class Images(Dataset):
+    """(uint8 image [3, h, w], class) by index, augmented by (epoch, index).
+
+    What augmentation does to a sample depends on the seed, the epoch and the index alone, so that
+    it does not matter which process does it, and after what.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[int], Tensor],
+        labels: Tensor,
+        transform: Callable[[Tensor], Tensor],
+        seed: int,
+        cache: bool | None,
+    ):
+        self.decode, self.labels, self.transform, self.seed = decode, labels, transform, seed
+        self.kept: list[Tensor] | None = None
+        if cache is None:
+            cache = decode(0).numel() * len(labels) <= CACHE_BYTES
+        if cache:
+            self.kept = [decode(index) for index in range(len(labels))]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        image = self.decode(index) if self.kept is None else self.kept[index]
+        # The transforms draw from the global generator: lend it to them, and take it back.
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.manual_seed((self.seed * 1_000_003 + epoch) * 1_000_003 + index)
+        try:
+            return self.transform(image), int(self.labels[index])
+        finally:
+            generator.set_state(before)
+
+
+class Parts(NamedTuple):
+    train: Images
+    test: Images
+    classes: Sequence[str]
+
+
+def load(options: Data, seed: int) -> Parts:
+    """Raises FileNotFoundError, with the layout that is expected, where the files are not there."""
+    read = {"caltech101": _caltech101, "cifar100": _cifar100, "digits": _digits}[options.name]
+    classes, (decode_train, train_labels), (decode_test, test_labels) = read(options, seed)
+    if options.train_per_class is not None and options.name != "digits":
+        chosen = _choose(train_labels, options.train_per_class, seed)[0]
+        decode_all, train_labels = decode_train, train_labels[chosen]
+        decode_train = lambda index: decode_all(int(chosen[index]))  # noqa: E731
+
+    def images(decode, labels: Tensor, augment: str) -> Images:
+        transform = _transform(augment, options.image_size)
+        return Images(decode, labels, transform, seed, options.cache)
+
+    return Parts(
+        images(decode_train, train_labels, options.augment),
+        images(decode_test, test_labels, "none"),
+        classes,
+    )
+
+
+def loader(images: Images, batches: Batches | Sequence, workers: int) -> DataLoader:
+    """Batches (images [N, 3, s, s] float32, classes [N]) of the keys that `batches` lists."""
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        worker_init_fn=_ignore_ctrl_c,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """The process that trains decides what to do about it, and needs its batches until then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def in_order(images: Images, batch_size: int) -> list[list[tuple[int, int]]]:
+    """The keys of all images once, for testing."""
+    return [
+        [(0, int(index)) for index in part] for part in torch.arange(len(images)).split(batch_size)
+    ]
+
+
+def _transform(augment: str, size: int) -> Callable[[Tensor], Tensor]:
+    geometry = {
+        "none": [transforms.CenterCrop(size)],
+        "crop": [transforms.RandomCrop(size, padding=size // 8)],
+        "crop+flip": [
+            transforms.RandomCrop(size, padding=size // 8),
+            transforms.RandomHorizontalFlip(),
+        ],
+        "resized-crop+flip": [
+            transforms.RandomResizedCrop(size, scale=(0.35, 1), antialias=True),
+            transforms.RandomHorizontalFlip(),
+        ],
+    }[augment]
+    return transforms.Compose(
+        [*geometry, transforms.ToDtype(torch.float32, scale=True), transforms.Normalize(MEAN, STD)]
+    )
+
+
+def _choose(labels: Tensor, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(chosen, rest): indices, `per_class` of each class and the others."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    groups = [order[labels[order] == c] for c in labels.unique()]
+    if smallest := min((len(group) for group in groups if len(group) < per_class), default=None):
+        raise ValueError(f"data.train_per_class is {per_class}, expected at most {smallest}, which "
+                         "is all that there is of one class")  # fmt: skip
+    chosen, rest = ([group[part] for group in groups]
+                    for part in (slice(per_class), slice(per_class, None)))  # fmt: skip
+    return torch.cat(chosen).sort().values, torch.cat(rest).sort().values
+
+
+def _digits(options: Data, seed: int):
+    from sklearn.datasets import load_digits
+
+    pixels, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+    gray = (pixels.view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
+    images = gray.repeat_interleave(max(1, options.image_size // 8), 2).repeat_interleave(
+        max(1, options.image_size // 8), 3
+    )
+    images = images.expand(-1, 3, -1, -1)
+    parts = _choose(labels, options.train_per_class or DIGITS_PER_CLASS, seed)
+    decoders = [(lambda index, part=part: images[part[index]], labels[part]) for part in parts]
+    return [str(digit) for digit in range(10)], *decoders
+
+
+def _cifar100(options: Data, seed: int):
+    parts = [_get(options, datasets.CIFAR100, train=train) for train in (True, False)]
+
+    def decoder(part) -> tuple[Callable[[int], Tensor], Tensor]:
+        images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
+        return lambda index: images[index], torch.tensor(part.targets)
+
+    return parts[0].classes, *map(decoder, parts)
+
+
+def _caltech101(options: Data, seed: int):
+    _get(options, datasets.Caltech101)
+    folder = Path(options.root, "caltech101", "101_ObjectCategories")
+    split = splits.load(Path(options.split) if options.split else splits.COMMITTED)
+    classes = [name for name in split.train if options.background or name != BACKGROUND]
+    resize = transforms.Resize(options.resize, antialias=True)
+
+    def decoder(part: dict[str, list[str]]) -> tuple[Callable[[int], Tensor], Tensor]:
+        files = [folder / name / file for name in classes for file in part[name]]
+        labels = [label for label, name in enumerate(classes) for _ in part[name]]
+        if absent := [str(file) for file in files if not file.exists()]:
+            raise FileNotFoundError(
+                f"{len(absent)} images of the split are not there, {absent[0]} for one: expected "
+                f"all of Caltech-101 below {folder}"
+            )
+
+        def decode(index: int) -> Tensor:
+            with Image.open(files[index]) as image:
+                return resize(transforms.functional.pil_to_tensor(image.convert("RGB")))
+
+        return decode, torch.tensor(labels)
+
+    return classes, decoder(split.train), decoder(split.test)
+
+
+def _get(options: Data, source: type, **keywords):
+    """torchvision's data set, downloaded if asked for, or an error that tells what to do."""
+    if options.root is None:
+        raise FileNotFoundError(
+            f"data.root is null, expected the folder of {options.name}: pass --data-root DIR with "
+            f"DIR/{LAYOUT[options.name]}, or --download as well to have torchvision fetch it"
+        )
+    try:
+        return source(options.root, download=options.download, **keywords)
+    except Exception as error:  # a download fails in many ways
+        raise FileNotFoundError(
+            f"{options.name} could not be read from {str(options.root)!r} ({error}): expected "
+            f"{options.root}/{LAYOUT[options.name]}. Unpack the data set there, or pass --download"
+        ) from error

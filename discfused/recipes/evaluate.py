@@ -1,0 +1,72 @@
+"""How good a network is, and how much its features say about the classes."""
+
+from discfused.recipes import _torchvision  # noqa: F401  # before others import torchvision
+
+# isort: split
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from discfused import FeatureTap, _inputs, disc_terms, reference
+from discfused.backends.contract import Settings, dead_threshold
+from discfused.recipes.options import Loss
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    loss: Loss,
+    device: torch.device,
+) -> dict[str, float]:
+    """Accuracies in percent, cross-entropy, and the terms of all test features as one batch."""
+    was_training = model.training
+    model.eval()
+    logits, targets, features = [], [], []
+    with torch.no_grad(), FeatureTap(model, loss.layers, capture=loss.capture) as tap:
+        for images, target in batches:
+            logits.append(model(images.to(device)).float())
+            targets.append(target.to(device))
+            layers = _inputs.layers(tap.take())
+            features.append([_inputs.features(x, loss.feature_dim).float() for x in layers])
+    model.train(was_training)
+
+    logits, target = torch.cat(logits), torch.cat(targets)
+    layers = [torch.cat(parts) for parts in zip(*features, strict=True)]
+    gini, kl = disc_terms(layers, target, num_classes, **term_options(loss))
+
+    def accuracy(average: str) -> float:
+        share = multiclass_accuracy(logits, target, num_classes, average)
+        return round(100 * share.item(), 4)  # it is float32
+
+    return {
+        "accuracy": accuracy("micro"),
+        "class_accuracy": accuracy("macro"),
+        "ce": F.cross_entropy(logits, target).item(),
+        "gini": gini.item(),
+        "kl": kl.item(),
+        "live": live_share(layers, target, num_classes, loss).item(),
+    }
+
+
+def term_options(loss: Loss) -> dict[str, object]:
+    """What `disc_terms` takes, feature_dim aside."""
+    names = ("activation", "center", "prior", "kl_direction", "backend")
+    return {name: getattr(loss, name) for name in names}
+
+
+@torch.no_grad()
+def live_share(layers: list[Tensor], target: Tensor, num_classes: int, loss: Loss) -> Tensor:
+    """The share of the features [N, D] that are live, as `disc_terms` counts them."""
+    reverse = loss.kl_direction == "reverse"
+    settings = Settings(loss.activation, loss.center, reverse, _inputs.Options.eps)
+    m = F.one_hot(target, num_classes).float()
+    shares = []
+    for x in layers:
+        table, magnitude = reference.histogram(x, m, loss.activation, loss.center)
+        live = table.sum(0) > dead_threshold(settings) * magnitude
+        shares.append(live.float().mean())
+    return torch.stack(shares).mean()

@@ -1,0 +1,236 @@
+"""What a run is made of: every option of a recipe, named and checked.
+
+A recipe is a YAML file with these sections and a value for every option, so that it says all there
+is to say about a run; `discfused/recipes/*.yaml` are examples. What a sweep combines is a section
+of its own: see `sweep.py`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATASETS = ("caltech101", "cifar100", "digits")
+MODELS = ("resnet17", "resnet18", "resnet50", "cvt13")
+LOSSES = ("ce", "ce+gini", "ce+kl", "ce+gini+kl")
+AUGMENTATIONS = ("none", "crop", "crop+flip", "resized-crop+flip")
+CHOICES = {
+    "data.name": DATASETS,
+    "data.augment": AUGMENTATIONS,
+    "model.name": MODELS,
+    "model.stem": ("auto", "small", "large"),
+    "loss.name": LOSSES,
+    "loss.schedule": ("constant", "warmup", "second-half"),
+    "loss.capture": ("output", "input"),
+    "train.optimizer": ("sgd", "adamw"),
+    "train.lr_schedule": ("constant", "cosine", "one-cycle"),
+    "train.precision": ("32-true", "16-mixed", "bf16-mixed"),
+    "train.accelerator": ("auto", "cpu", "gpu", "mps"),
+}
+# Lowest values that make sense (None is checked by type).
+AT_LEAST = {
+    "data.train_per_class": 1, "data.resize": 1, "data.image_size": 1, "data.samples_per_class": 1,
+    "data.workers": 0, "loss.gini_weight": 0, "loss.kl_weight": 0, "loss.label_smoothing": 0,
+    "loss.ramp": 0, "train.epochs": 1, "train.max_steps": 1, "train.batch_size": 2, "train.lr": 0,
+    "train.weight_decay": 0, "train.momentum": 0, "train.lr_warmup": 0, "train.clip": 0,
+    "train.ema": 0, "train.log_every": 1, "train.eval_every": 0, "train.save_every": 1, "seed": 0,
+}  # fmt: skip
+AT_MOST = {"loss.label_smoothing": 1, "loss.ramp": 1, "train.lr_warmup": 1, "train.momentum": 1,
+           "train.ema": 1, "model.width": 4}  # fmt: skip
+
+
+def no_effect(**keywords) -> typing.Any:
+    """An option that says where and how a run is carried out, not what it finds."""
+    return field(metadata={"no_effect": True}, **keywords)
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    root: str | None = no_effect()  # folder that holds caltech101/ or cifar-100-python/
+    download: bool = no_effect()  # into root, if it is not there
+    split: str | None  # caltech101: another split file than the committed one
+    background: bool  # caltech101: BACKGROUND_Google is a class, too
+    train_per_class: int | None  # learn from so many of each class, chosen by the seed; null: all
+    resize: int  # caltech101: shorter side in pixels before cropping; what is kept in memory
+    image_size: int  # pixels a side that the model sees
+    augment: str
+    samples_per_class: int | None  # class-balanced batches of so many of each class; null: shuffled
+    cache: bool | None = no_effect()  # images decoded once and kept; null: if they take < 2 GiB
+    workers: int = no_effect()  # processes that prepare batches
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    width: float  # of all layers, as a share of the original
+    stem: str  # small: 3 x 3 without pooling; large: the original; auto: small up to 32 pixels
+    pretrained: bool  # start from the weights that torchvision or the hub offers (a download)
+
+
+@dataclass(frozen=True)
+class Loss:
+    name: str
+    gini_weight: float
+    kl_weight: float
+    schedule: str  # of both weights: constant, warmup (rising from 0), second-half (0 before)
+    ramp: float  # warmup: the share of the training over which the weights rise
+    layers: list[str] | None  # names of the layers to tap; null: the input of the last nn.Linear
+    capture: str  # output or input of these layers
+    feature_dim: int  # which dimension of what they give counts features
+    activation: str
+    center: bool
+    prior: str
+    kl_direction: str
+    label_smoothing: float  # of cross-entropy
+    backend: str | None = no_effect()
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: int
+    max_steps: int | None  # stop after so many steps, if the epochs are more
+    batch_size: int  # of each process
+    optimizer: str
+    lr: float
+    momentum: float  # sgd
+    weight_decay: float
+    lr_schedule: str
+    lr_warmup: float  # cosine, one-cycle: share of the steps over which the rate rises
+    clip: float | None  # largest norm of the gradient
+    ema: float | None  # decay of the average of the weights that is tested; null: the weights
+    precision: str
+    accelerator: str = no_effect()
+    log_every: int = no_effect()  # steps
+    eval_every: int = no_effect()  # epochs; 0: at the end only
+    save_every: int = no_effect()  # steps
+
+
+@dataclass(frozen=True)
+class Options:
+    data: Data
+    model: Model
+    loss: Loss
+    train: Train
+    seed: int
+
+    def __post_init__(self):
+        for name, value in flat(self).items():
+            _check_value(name, value)
+        K, batch = self.data.samples_per_class, self.train.batch_size
+        if K is not None and batch % K:
+            raise ValueError(f"data.samples_per_class is {K}, expected a divisor of "
+                             f"train.batch_size, which is {batch}")  # fmt: skip
+        if self.model.width <= 0:
+            raise ValueError(f"model.width is {self.model.width}, expected a number above 0")
+
+
+def read(path: Path) -> dict:
+    """The YAML file as nested dictionaries, options unchecked."""
+    import yaml
+
+    if not path.exists():
+        shipped = [recipe.stem for recipe in sorted(Path(__file__).parent.glob("*.yaml"))]
+        if path.name not in shipped:
+            raise ValueError(f"recipe {str(path)!r} is not there: expected a YAML file, or one of "
+                             + ", ".join(shipped))  # fmt: skip
+        path = Path(__file__).with_name(f"{path.name}.yaml")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe {str(path)!r} holds no sections: expected those of the README")
+    return recipe
+
+
+def parse(recipe: dict, changes: dict[str, object] | None = None) -> Options:
+    """Checked options: the recipe's values, and those of `changes` ({dotted name: value}) first."""
+    given = dict(_flat({name: value for name, value in recipe.items() if name != "sweep"}))
+    given.update(changes or {})
+    sections = typing.get_type_hints(Options)
+    known = dict(_hints())
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+            raise ValueError(f"{name} is no option: did you mean {', '.join(near)}?")
+    if missing := [name for name in known if name not in given]:
+        raise ValueError(f"the recipe says nothing about {', '.join(missing)}: a recipe gives "
+                         "every option a value")  # fmt: skip
+    values = {name: _typed(name, value, known[name]) for name, value in given.items()}
+    parts = {
+        section: kind(**{f.name: values[f"{section}.{f.name}"] for f in dataclasses.fields(kind)})
+        for section, kind in sections.items()
+        if dataclasses.is_dataclass(kind)
+    }
+    return Options(**parts, seed=values["seed"])
+
+
+def flat(options: Options) -> dict[str, object]:
+    """{dotted name: value}"""
+    return dict(_flat(dataclasses.asdict(options)))
+
+
+def identity(options: Options) -> dict[str, object]:
+    """The options that decide what a run finds, seed aside: equal for runs that may be averaged."""
+    values = flat(options)
+    for section, kind in typing.get_type_hints(Options).items():
+        for option in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+            if option.metadata.get("no_effect"):
+                del values[f"{section}.{option.name}"]
+    del values["seed"]
+    terms = options.loss.name.split("+")
+    unused = {term: f"loss.{term}_weight" for term in ("gini", "kl") if term not in terms}.values()
+    if terms == ["ce"]:  # it trains the same whatever is tapped
+        unused = [name for name in values
+                  if name.startswith("loss.")
+                  and name not in ("loss.name", "loss.label_smoothing")]  # fmt: skip
+    return {name: value for name, value in values.items() if name not in unused}
+
+
+def _flat(mapping: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _hints() -> Iterator[tuple[str, object]]:
+    for section, kind in typing.get_type_hints(Options).items():
+        if dataclasses.is_dataclass(kind):
+            for name, hint in typing.get_type_hints(kind).items():
+                yield f"{section}.{name}", hint
+        else:
+            yield section, kind
+
+
+def _typed(name: str, value: object, hint: object) -> object:
+    """The value, if it is of the type; YAML reads 1e-3 as text, and 1 where 1.0 is meant."""
+    allowed = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in allowed:
+        return None
+    for kind in allowed:
+        if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if typing.get_origin(kind) is list:
+            if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+                return value
+        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+    raise TypeError(f"{name} is {value!r}, expected {names.replace('NoneType', 'null')}")
+
+
+def _check_value(name: str, value: object) -> None:
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(CHOICES[name])}")
+    if value is None:
+        return
+    if name in AT_LEAST and not value >= AT_LEAST[name]:
+        raise ValueError(f"{name} is {value}, expected at least {AT_LEAST[name]}")
+    if name in AT_MOST and not value <= AT_MOST[name]:
+        raise ValueError(f"{name} is {value}, expected at most {AT_MOST[name]}")

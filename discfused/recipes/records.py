@@ -1,0 +1,182 @@
+"""What a run leaves behind in its folder.
+
+recipe.yaml     every option                    environment.json  versions, commit, device
+train.csv       losses and terms on batches     test.csv          on the test images
+tensorboard/    the same, for TensorBoard       checkpoint.pt     to go on from, while it runs
+weights.pt      state_dict of the network       result.jsonl      the result, one line
+"""
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+import discfused
+from discfused.recipes._files import write_atomically
+from discfused.recipes.options import Options, identity
+
+PACKAGES = ("torch", "torchvision", "lightning", "transformers", "torchmetrics")
+COLUMNS = {
+    "train": ["lr", "gini_weight", "kl_weight", "ce", "gini", "kl", "live", "accuracy"],
+    "test": ["accuracy", "class_accuracy", "ce", "gini", "kl", "live"],
+}
+RESULT, CHECKPOINT, WEIGHTS = "result.jsonl", "checkpoint.pt", "weights.pt"
+
+
+def name(options: Options) -> str:
+    """A folder's name; runs with different results to expect have different names."""
+    values = json.dumps(identity(options), sort_keys=True).encode()
+    digest = hashlib.sha256(values).hexdigest()[:8]
+    parts = options.data.name, options.model.name, options.loss.name, digest
+    return "-".join([*parts, f"seed{options.seed}"])
+
+
+class InUse(RuntimeError):
+    """Another process runs in the folder."""
+
+
+class OtherRun(RuntimeError):
+    """What is in the folder is not what was asked for."""
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """The folder is ours alone while we are here; a process that dies gives it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"{folder} is in use by another process: pass another --out") from None
+        for left_over in folder.glob(".*.pt"):  # of a process that was killed while writing
+            left_over.unlink()
+        yield
+
+
+def finished(folder: Path, options: Options, resume: bool) -> dict | None:
+    """The row of the run if it has ended, None if it can begin or go on."""
+    result = folder / RESULT
+    if not resume and (result.exists() or (folder / CHECKPOINT).exists()):
+        raise OtherRun(f"{folder} holds a run already: pass --resume to go on with it, or another "
+                       "--out")  # fmt: skip
+    if not result.exists():
+        return None
+    (row,) = read_rows(result)
+    same_run(row["options"] | {"seed": row["seed"]}, options, folder)
+    return row
+
+
+def same_run(stored: dict, options: Options, folder: Path) -> None:
+    wanted = identity(options) | {"seed": options.seed}
+    changed = [f"{name} {stored.get(name)!r} -> {wanted.get(name)!r}"
+               for name in stored | wanted if stored.get(name) != wanted.get(name)]  # fmt: skip
+    if changed:
+        raise OtherRun(f"{folder} holds a run with other options ({'; '.join(changed)}): pass the "
+                       "same ones to go on with it, or another --out")  # fmt: skip
+
+
+def describe(options: Options, folder: Path, device: torch.device, world_size: int) -> None:
+    recipe = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
+    write_atomically(folder / "recipe.yaml", lambda path: path.write_text(recipe))
+    described = json.dumps(environment(device, world_size), indent=1) + "\n"
+    write_atomically(folder / "environment.json", lambda path: path.write_text(described))
+
+
+def environment(device: torch.device, world_size: int) -> dict[str, object]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": world_size,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "discfused": discfused.__version__,
+        "commit": _commit(),
+        "cuda": torch.version.cuda or torch.version.hip,
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def write_result(folder: Path, options: Options, result: dict, where: dict) -> dict:
+    """The row of a run: result.jsonl appears whole, or not at all."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    row = {"seed": options.seed, **result, "options": identity(options), "where": where,
+           "finished": now}  # fmt: skip
+    line = json.dumps(row, allow_nan=False) + "\n"
+    write_atomically(folder / RESULT, lambda path: path.write_text(line))
+    return row
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+class Log:
+    """A CSV file and TensorBoard's, by step. What was logged after `start` is forgotten."""
+
+    def __init__(self, folder: Path, part: str, start: int):
+        self.part, columns = part, ["step", *COLUMNS[part]]
+        path = folder / f"{part}.csv"
+        kept = []
+        if path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file)
+                        if None not in row.values() and int(row["step"]) <= start]  # fmt: skip
+
+        def rewrite(temporary: Path) -> None:
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(kept)
+
+        write_atomically(path, rewrite)
+        self.file = path.open("a", newline="")
+        self.csv = csv.DictWriter(self.file, columns)
+        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1,
+                                         filename_suffix=f".{part}")  # fmt: skip
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.csv.writerow({"step": step, **values})
+        self.file.flush()
+        for column, value in values.items():
+            if math.isfinite(value):
+                self.tensorboard.add_scalar(f"{self.part}/{column}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.tensorboard.close()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the sources that run, marked where they differ from it; None for an installed package."""
+    package = Path(sys.modules["discfused"].__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

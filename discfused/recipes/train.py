@@ -1,0 +1,272 @@
+"""One run: train a network by a recipe, test it, leave a row.
+
+The loop is written out, on Lightning Fabric, which brings devices, mixed precision and
+DistributedDataParallel. What happens at a step depends on the seed and the step alone: a run that
+was interrupted anywhere, and goes on from its checkpoint, ends in the same weights as one that was
+not (on the CPU, bit for bit).
+
+Under DistributedDataParallel the terms of each process are those of its own batch.
+"""
+
+from discfused.recipes import _torchvision  # noqa: F401  # before others import torchvision
+
+# isort: split
+import contextlib
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from discfused import FeatureTap, FusedDiscLoss, _inputs
+from discfused.recipes import data, evaluate, interrupt, models, optimization, records
+from discfused.recipes._files import write_atomically
+from discfused.recipes.options import Options, identity
+
+TEST_BATCH = 256
+
+
+def launch(options: Options) -> Fabric:
+    """Devices and processes; torchrun's environment says how many."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=options.train.accelerator,
+        strategy="ddp" if world_size > 1 else "auto",
+        devices=local,
+        num_nodes=world_size // local,
+        precision=options.train.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def run(options: Options, folder: Path, *, resume: bool = False) -> dict:
+    """The row of the run; with `resume`, goes on from the folder's checkpoint if there is one.
+
+    Raises:
+        records.InUse: another process runs in this folder.
+        records.OtherRun: the folder holds another run, or one that was not to be resumed.
+        FloatingPointError: the loss is not finite.
+        interrupt.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was left.
+    """
+    fabric = launch(options)
+    with contextlib.ExitStack() as held:
+        # One process looks, and all do the same: whatever is in the folder may change meanwhile.
+        found = _look(options, folder, resume, held) if fabric.is_global_zero else None
+        found = _agreed(fabric, found)
+        return found or Training(options, folder, fabric).run()
+
+
+def _look(
+    options: Options, folder: Path, resume: bool, held: contextlib.ExitStack
+) -> dict | Exception | None:
+    """The row of a run that has ended, why it cannot run, or None; takes the folder's lock."""
+    try:
+        held.enter_context(records.lock(folder))
+        row = records.finished(folder, options, resume)
+        return FloatingPointError(row["failed"]) if row and "failed" in row else row
+    except RuntimeError as error:
+        return error
+
+
+def _agreed(fabric: Fabric, outcome: dict | Exception | None) -> dict | None:
+    """Rank 0's outcome in every process: returned, or raised."""
+    outcome = fabric.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+class Training:
+    def __init__(self, options: Options, folder: Path, fabric: Fabric):
+        self.options, self.folder, self.fabric = options, folder, fabric
+        self.parts = data.load(options.data, options.seed)
+        self.num_classes = len(self.parts.classes)
+        self.batches = data.Batches(
+            self.parts.train.labels,
+            options.train.batch_size,
+            options.data.samples_per_class,
+            seed=options.seed,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
+        self.per_epoch = self.batches.steps_per_epoch
+        self.steps = self.per_epoch * options.train.epochs
+        if options.train.max_steps is not None:
+            self.steps = min(self.steps, options.train.max_steps)
+
+        torch.manual_seed(options.seed)
+        # The bare network: hooks, state_dict and tests are its own, whatever wraps it.
+        self.network = models.build(options.model, self.num_classes, options.data.image_size)
+        self.optimizer = optimization.optimizer(self.network, options.train)
+        self.schedule = optimization.schedule(self.optimizer, options.train, self.steps)
+        self.model, self.stepper = fabric.setup(self.network, self.optimizer)
+        self.average = None
+        if options.train.ema is not None:
+            decay = get_ema_multi_avg_fn(options.train.ema)
+            self.average = AveragedModel(self.network, multi_avg_fn=decay, use_buffers=True)
+        loss = options.loss
+        self.criterion = FusedDiscLoss(
+            gini_weight=0.0,
+            kl_weight=0.0,
+            label_smoothing=loss.label_smoothing,
+            feature_dim=loss.feature_dim,
+            **evaluate.term_options(loss),
+        )
+        self.step = 0
+        self.seconds = 0.0  # of training, tests and earlier processes of this run included
+
+    def run(self) -> dict:
+        fabric, train = self.fabric, self.options.train
+        self.load()
+        start = self.step
+        logs = []
+        if fabric.is_global_zero:
+            records.describe(self.options, self.folder, fabric.device, fabric.world_size)
+            logs = [records.Log(self.folder, part, start) for part in records.COLUMNS]
+        self.batches.start, self.batches.stop = start, self.steps
+        loader = data.loader(self.parts.train, self.batches, self.options.data.workers)
+        loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        bar = tqdm(total=self.steps, initial=start, unit="step", desc=self.folder.name,
+                   disable=None if fabric.is_global_zero else True)  # fmt: skip
+        loss = self.options.loss
+        began = time.perf_counter() - self.seconds
+        try:
+            with (
+                interrupt.Watch(alone=fabric.world_size == 1) as watch,
+                FeatureTap(self.network, loss.layers, capture=loss.capture) as tap,
+                bar,
+            ):
+                for images, target in loader:
+                    values = self.train_step(images, target, tap)
+                    bar.update()
+                    self.seconds = time.perf_counter() - began
+                    if values and logs:
+                        logs[0].write(self.step, values)
+                        bar.set_postfix(ce=f"{values['ce']:.3f}", gini=f"{values['gini']:.3f}")
+                    done = self.step == self.steps
+                    epoch, rest = divmod(self.step, self.per_epoch)
+                    due = train.eval_every and not rest and epoch % train.eval_every == 0
+                    if logs and due and not done:
+                        logs[1].write(self.step, self.test())
+                    if watch.asked or (self.step % train.save_every == 0 and not done):
+                        self.save()
+                    if watch.asked:
+                        raise interrupt.Interrupted(self.step, self.steps)
+            return _agreed(fabric, self.finish(logs[1]) if logs else None)
+        finally:
+            for log in logs:
+                log.close()
+
+    def train_step(self, images: Tensor, target: Tensor, tap: FeatureTap) -> dict[str, float]:
+        """One step of the optimizer; what to log of it, or nothing."""
+        options, fabric = self.options, self.fabric
+        # Dropout and the like draw from here: no state to carry over.
+        step_of_rank = self.step * fabric.world_size + fabric.global_rank
+        torch.manual_seed(options.seed * 1_000_003 + step_of_rank)
+        weights = optimization.term_weights(options.loss, self.step, self.steps)
+        self.criterion.gini_weight, self.criterion.kl_weight = weights
+        logits = self.model(images)
+        features = tap.take()
+        loss = self.criterion(logits, target, features)
+        fabric.backward(loss)
+        if options.train.clip is not None:
+            fabric.clip_gradients(
+                self.model, self.stepper, max_norm=options.train.clip, error_if_nonfinite=False
+            )
+        self.stepper.step()
+        self.stepper.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        self.step += 1
+
+        every = options.train.log_every
+        checked = self.step % every == 0 or self.step % options.train.save_every == 0
+        if not (checked or self.step in (1, self.steps)):
+            return {}
+        terms = {name: term.item() for name, term in self.criterion.terms._asdict().items()}
+        self.check_finite(fabric.all_reduce(loss.detach(), reduce_op="mean").item(), terms)
+        layers = [_inputs.features(x.detach(), options.loss.feature_dim).float()
+                  for x in _inputs.layers(features)]  # fmt: skip
+        right = (logits.argmax(1) == target).float().mean().item()
+        live = evaluate.live_share(layers, target, self.num_classes, options.loss).item()
+        settings = dict(zip(("lr", "gini_weight", "kl_weight"), (rate, *weights), strict=True))
+        return settings | terms | {"live": live, "accuracy": 100 * right}
+
+    def check_finite(self, loss: float, terms: dict[str, float]) -> None:
+        if math.isfinite(loss):
+            return
+        found = ", ".join(f"{name} {value}" for name, value in terms.items())
+        raise FloatingPointError(
+            f"the loss is {loss} at step {self.step} of {self.steps} ({found}): try a lower "
+            "train.lr, train.clip, or train.precision bf16-mixed in place of 16-mixed"
+        )
+
+    def test(self) -> dict[str, float]:
+        images = self.parts.test
+        keys = data.in_order(images, TEST_BATCH)
+        batches = data.loader(images, keys, self.options.data.workers)
+        model = self.tested()
+        return evaluate.evaluate(
+            model, batches, self.num_classes, self.options.loss, self.fabric.device
+        )
+
+    def tested(self) -> nn.Module:
+        return self.network if self.average is None else self.average.module
+
+    def finish(self, log: records.Log) -> dict | FloatingPointError:
+        result = self.test()
+        log.write(self.step, result)
+        if broken := [name for name, value in result.items() if not math.isfinite(value)]:
+            return FloatingPointError(
+                f"training ended with {', '.join(broken)} not finite on the test images: try a "
+                "lower train.lr or train.clip"
+            )
+        state = {name: tensor.cpu() for name, tensor in self.tested().state_dict().items()}
+        write_atomically(self.folder / records.WEIGHTS, lambda path: torch.save(state, path))
+        result |= {"steps": self.steps, "seconds": round(self.seconds, 2)}
+        where = records.environment(self.fabric.device, self.fabric.world_size)
+        row = records.write_result(self.folder, self.options, result, where)
+        (self.folder / records.CHECKPOINT).unlink(missing_ok=True)
+        return row
+
+    def save(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "options": identity(self.options) | {"seed": self.options.seed},
+            "processes": self.fabric.world_size,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+        write_atomically(self.folder / records.CHECKPOINT, lambda path: torch.save(state, path))
+
+    def load(self) -> None:
+        path = self.folder / records.CHECKPOINT
+        if not path.exists():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        records.same_run(state["options"], self.options, self.folder)
+        if state["processes"] != self.fabric.world_size:
+            raise records.OtherRun(f"{self.folder} was begun by {state['processes']} processes, "
+                                   f"expected as many, not {self.fabric.world_size}")  # fmt: skip
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])

@@ -1,0 +1,117 @@
+"""Batches that Hypothesis draws, for what must be true of every batch (test_facts.py)."""
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("hypothesis", reason="Hypothesis is not installed: pip install '.[test]'")
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from cases import soft_labels
+from discfused import disc_terms
+from discfused.backends.contract import ACTIVATIONS
+from formulas import Answer, answer
+
+# The same examples on every machine and in every run: a failure is of the code, not of the day.
+# Triton's interpreter is a hundred times slower than the others.
+fact = settings(
+    max_examples=8 if os.environ.get("TRITON_INTERPRET") == "1" else 40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # `backend` is a string
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    x: Tensor  # [N, D] float64
+    target: Tensor  # [N], or [N, C]
+    num_classes: int
+    options: dict[str, Any] = field(default_factory=dict)  # of disc_terms
+
+    def having(self, **changes: Any) -> "Batch":
+        """The same batch but for some fields; what is no field is an option."""
+        fields = {name: changes.pop(name) for name in list(changes) if name in FIELDS}
+        return replace(self, **fields, options={**self.options, **changes})
+
+
+FIELDS = tuple(Batch.__dataclass_fields__)
+
+
+@st.composite
+def batches(
+    draw, soft=None, activations=ACTIVATIONS, center=None, rows=(1, 12), constant=True
+) -> Batch:
+    """Sizes, labels and options of every kind; None: either; constant: maybe one feature is.
+
+    The numbers themselves come from a seed: ties would put a row on the kink of an activation,
+    where a gradient may be either of two.
+    """
+    N = draw(st.integers(*rows), label="N")
+    D = draw(st.integers(1, 5), label="D")
+    C = draw(st.sampled_from([1, 2, 3, 5, 40]), label="C")  # 40: more classes than rows
+    soft = draw(st.booleans(), label="soft") if soft is None else soft
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1), label="seed"))
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    x = torch.randn(N, D, generator=generator, dtype=torch.float64) + rand(D)
+    kinds = ["any sign", "never negative", *(["one constant"] if constant else [])]
+    kind = draw(st.sampled_from(kinds), label="features")
+    if kind == "never negative":  # as an average-pooled ReLU map
+        x = x.abs() + 0.1
+    elif kind == "one constant":
+        x[:, 0] = 0.75
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        target = soft_labels(N, C) if soft else torch.randint(0, C, (N,))
+    if not soft and draw(st.booleans(), label="some ignored"):
+        target[::3] = -100
+
+    options: dict[str, Any] = {
+        "activation": draw(st.sampled_from(activations), label="activation"),
+        "center": draw(st.booleans(), label="center") if center is None else center,
+        "kl_direction": draw(st.sampled_from(["forward", "reverse"]), label="kl_direction"),
+        "prior": draw(st.sampled_from(["batch", "uniform", "tensor"]), label="prior"),
+    }
+    if options["prior"] == "tensor":
+        options["prior"] = rand(C) + 0.1
+    if draw(st.booleans(), label="weight"):
+        options["weight"] = rand(C) + 0.1
+        options["weight"][-1] = draw(st.sampled_from([0.0, 1.0]), label="last class's weight")
+    if draw(st.booleans(), label="sample_weight"):
+        options["sample_weight"] = rand(N) + 0.1
+        options["sample_weight"][0] = draw(st.sampled_from([0.0, 1.0]), label="first row's weight")
+    return Batch(x, target, C, options)
+
+
+def terms(batch: Batch, backend: str) -> Tensor:
+    """[2]: gini and kl"""
+    x, y, C, options = batch.x, batch.target, batch.num_classes, batch.options
+    return torch.stack(disc_terms(x, y, C, backend=backend, **options))
+
+
+def terms_and_gradients(batch: Batch, backend: str) -> tuple[Tensor, Tensor]:
+    """[2] and [2, N, D]: gini and kl, and their gradients"""
+    x = batch.x.detach().requires_grad_()
+    values = terms(batch.having(x=x), backend)
+    gradients = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in values]
+    return values.detach(), torch.stack(gradients)
+
+
+def formulas(batch: Batch) -> Answer:
+    return answer(batch.x, batch.target, batch.num_classes, **batch.options)
+
+
+def close(got: Tensor, expected: Tensor, scale: Tensor | float = 1.0, tolerance=1e-9) -> None:
+    """Up to the rounding of float64, relative to the largest number that took part."""
+    largest = max([1.0, *torch.as_tensor(scale).flatten().tolist()])
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * largest)

@@ -1,0 +1,108 @@
+"""Small data sets in the true formats, and recipes that run on them in a second.
+
+Imported before anything that the recipes need: it skips the tests where that is missing.
+"""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy
+import pytest
+
+pytest.importorskip(
+    "discfused.recipes._torchvision", reason="the recipes need torchvision, which no extra brings"
+)
+for package in ("lightning", "torchmetrics", "transformers", "sklearn", "scipy", "yaml"):
+    pytest.importorskip(package, reason="the recipes need the packages of their extra")
+
+from PIL import Image  # noqa: E402
+from torchvision.datasets import cifar  # noqa: E402
+
+from discfused.recipes import splits  # noqa: E402
+from discfused.recipes.options import (  # noqa: E402
+    DATASETS,
+    LOSSES,
+    MODELS,
+    Options,
+    parse,
+    read,
+)
+
+CLASSES = ("BACKGROUND_Google", "accordion", "wild_cat", "yin_yang")
+TRAIN, TEST = 6, 3
+
+SMALL = {
+    "model.width": 0.125, "model.stem": "small", "data.workers": 0, "train.epochs": 1,
+    "train.accelerator": "cpu", "train.precision": "32-true", "train.log_every": 1,
+}  # fmt: skip
+OF_DATA = {
+    "digits": {"data.train_per_class": 2, "train.batch_size": 10},
+    "caltech101": {
+        "data.resize": 20, "data.image_size": 16, "train.batch_size": 6,
+        "data.samples_per_class": 2,
+    },
+    "cifar100": {"train.batch_size": 8, "data.samples_per_class": 2},
+}  # fmt: skip
+
+__all__ = ["CLASSES", "DATASETS", "LOSSES", "MODELS", "TEST", "TRAIN", "Datasets", "run_options"]
+
+
+class Datasets:
+    """Folders with a small Caltech-101 and a small CIFAR-100."""
+
+    def __init__(self, folder: Path):
+        self.root, self.split = folder / "root", folder / "split.json"
+        caltech101(self.root, self.split)
+        cifar100(self.root)
+
+    def options(self, data: str = "digits", **changes) -> Options:
+        return run_options(data, {
+            "data.root": str(self.root), "data.split": str(self.split), **changes
+        })  # fmt: skip
+
+
+def run_options(data: str = "digits", changes: dict | None = None) -> Options:
+    return parse(read(Path(data)), {**SMALL, **OF_DATA[data], **(changes or {})})
+
+
+def caltech101(root: Path, split: Path) -> None:
+    """JPEG files of several sizes, each class in a colour of its own, one of them grey."""
+    random = numpy.random.default_rng(0)
+    files = [f"image_{number:04d}.jpg" for number in range(1, TRAIN + TEST + 1)]
+    for label, name in enumerate(CLASSES):
+        folder = root / "caltech101" / "101_ObjectCategories" / name
+        folder.mkdir(parents=True)
+        for index, file in enumerate(files):
+            pixels = random.integers(0, 60, (24 + index, 30 - index, 3)) + 60 * label
+            image = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+            (image.convert("L") if index == 0 else image).save(folder / file)
+    parts = (dict.fromkeys(CLASSES, chosen) for chosen in (files[:TRAIN], files[TRAIN:]))
+    splits.save(splits.Split(*parts), split)
+
+
+def cifar100(root: Path) -> None:
+    """Pickles with the keys and types of https://www.cs.toronto.edu/~kriz/cifar.html."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    random = numpy.random.default_rng(0)
+    for part, count in (("train", 24), ("test", 12)):
+        labels = [(7 * index) % 4 for index in range(count)]
+        entry = {
+            "filenames": [f"image_s_{index:06d}.png" for index in range(count)],
+            "batch_label": "training batch 1 of 1",
+            "fine_labels": labels,
+            "coarse_labels": [label // 5 for label in labels],
+            "data": random.integers(0, 256, (count, 3072)).astype("uint8"),
+        }
+        (folder / part).write_bytes(pickle.dumps(entry, protocol=2))
+    meta = {
+        "fine_label_names": [f"fine {label}" for label in range(100)],
+        "coarse_label_names": [f"coarse {label}" for label in range(20)],
+    }
+    (folder / "meta").write_bytes(pickle.dumps(meta, protocol=2))
+
+
+def accept_small_cifar100(monkeypatch) -> None:
+    """torchvision knows the checksums of the true files; everything else of it stays as it is."""
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))

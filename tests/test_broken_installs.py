@@ -1,0 +1,81 @@
+"""A broken install: never a failure, one warning, and a sentence that says what to run."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import discfused
+from installs import ABI, TRAINING_STEP
+
+LIBRARY = f"_C.{ABI}.so"
+RECORD = {
+    "built": ["cpu"],
+    "left_out": {},
+    "torch": str(torch.__version__),
+    "python_abi": ABI,
+    "library": LIBRARY,
+}
+
+
+def unresolved_symbol(path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    source = "void gone(void); void *PyInit__C(void) { gone(); return 0; }"
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(path)]
+    subprocess.run(command, input=source, text=True, check=True)
+
+
+BROKEN = {
+    "sources": (None, None, "imported from the sources in .* run `pip install .`"),
+    "pure": (
+        {"built": [], "left_out": {"cpu": {"reason": "no compiler", "fix": "get one"}}},
+        None,
+        "not compiled, because no compiler: get one",
+    ),
+    "other torch": (
+        {"torch": "2.6.0+cu118"},
+        b"",
+        "torch 2.6.0.cu118, but this is torch .*: run `pip install --force",
+    ),
+    "other python": ({"python_abi": "cpython-39"}, b"", "for python_abi cpython-39, but this is"),
+    "missing": ({}, None, f"{LIBRARY} is missing: run `pip install"),
+    "truncated": ({"sha256": "of the whole"}, b"\x7fELF", "is not the file that was built: run"),
+    "foreign": ({}, b"MZ, from Windows", "loading the compiled kernels failed .ImportError.*: run"),
+    "unresolved symbol": ({}, unresolved_symbol, "undefined symbol: gone"),
+    "damaged record": ({"torch": None, "built": None}, b"", "failed .TypeError.*: run"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_install_still_trains(case, tmp_path):
+    changes, content, expected = BROKEN[case]
+    package = tmp_path / "discfused"
+    installed = Path(discfused.__file__).parent
+    shutil.copytree(installed, package, ignore=shutil.ignore_patterns("_C*", "_build.json"))
+    library = package / LIBRARY
+    if callable(content):
+        content(library)
+    elif content is not None:
+        library.write_bytes(content)
+    if changes is not None:
+        record = RECORD | changes
+        if library.exists():
+            record = {"sha256": hashlib.sha256(library.read_bytes()).hexdigest()} | record
+        (package / "_build.json").write_text(json.dumps(record))
+
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DISCFUSED_BACKEND": ""}
+    command = [sys.executable, "-c", TRAINING_STEP]
+    output = subprocess.check_output(command, text=True, cwd=tmp_path, env=environment)
+    imported, why, warned = json.loads(output.splitlines()[-1])
+    assert Path(imported).is_relative_to(tmp_path)
+    assert len(warned) == 1
+    assert why in warned[0]
+    assert re.search(expected, why), why

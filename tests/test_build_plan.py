@@ -1,0 +1,131 @@
+"""What is compiled, and the sentence for what is not."""
+
+import os
+
+import pytest
+
+import build_plan
+from build_plan import LeftOut
+from installs import executable, fake_torch
+
+pytestmark = pytest.mark.usefixtures("no_variables")
+
+
+def test_a_choice_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv("DISCFUSED_BUILD", "gpu")
+    with pytest.raises(SystemExit, match="DISCFUSED_BUILD is 'gpu', expected one of auto, none"):
+        build_plan.requested()
+
+
+def test_none_looks_at_nothing(no_compiler):
+    plan = build_plan.decide("none", lambda: pytest.fail("looked for torch"))
+    assert plan.record()["built"] == []
+    assert set(plan.left_out) == {"cpu", "cuda"}
+
+
+def test_without_a_compiler(no_compiler):
+    plan = build_plan.decide("auto", fake_torch)
+    record = plan.record()["left_out"]
+    assert "'/nonexistent/c++' does not work" in record["cpu"]["reason"]
+    assert "set CXX" in record["cuda"]["fix"]
+    for request in ("cpu", "cuda"):
+        with pytest.raises(SystemExit, match=rf"'{request}', but .*/nonexistent/c\+\+.*set CXX"):
+            build_plan.decide(request, fake_torch)
+
+
+@pytest.mark.parametrize(
+    ("macros", "expected"),
+    [
+        ("#define __GNUC__ 13\n#define __GNUC_MINOR__ 2\n#define EMPTY", "GCC 13.2"),
+        ("#define __GNUC__ 4\n#define __clang__ 1\n#define __clang_major__ 18\n"
+         "#define __clang_minor__ 1", "Clang 18.1"),
+    ],
+)  # fmt: skip
+def test_compilers_are_told_apart(monkeypatch, tmp_path, macros, expected):
+    monkeypatch.setenv("CXX", executable(tmp_path / "c++", f"echo '{macros}'"))
+    plan = build_plan.decide("cpu", fake_torch)
+    assert plan.record()["compiler"] == expected
+    assert ("threads" in plan.left_out) == expected.startswith("Clang")
+
+
+def test_a_part_that_does_not_compile(monkeypatch):
+    monkeypatch.setattr(build_plan, "find_compiler", lambda: "GCC 12.2")
+    monkeypatch.setattr(build_plan, "find_cuda", lambda *_: None)
+    plan = build_plan.decide("auto", fake_torch)
+    plan.compiling_failed(RuntimeError("no such header"))
+    assert plan.parts == ["cpu"]
+    assert "the cuda kernels with GCC 12.2 failed (no such header)" in str(plan.left_out["cuda"])
+    plan = build_plan.decide("cuda", fake_torch)
+    with pytest.raises(SystemExit, match="no such header"):
+        plan.compiling_failed(RuntimeError("no such header"))
+
+
+NVCC = """
+case "$1" in
+--version) echo "Cuda compilation tools, release {version}, V{version}.88";;
+--dryrun) echo "#$ TOP={home}/bin/.." >&2;;
+--list-gpu-code) printf "sm_75\\nsm_80\\nsm_90\\nsm_90a\\nsm_120\\n";;
+esac
+"""
+
+
+@pytest.fixture
+def toolkit(monkeypatch, tmp_path):
+    """A function that puts on PATH an nvcc of a version, which lives outside of its toolkit."""
+    (tmp_path / "csrc/cuda").mkdir(parents=True)
+    (tmp_path / "csrc/cuda/kernels.cu").touch()
+    monkeypatch.setattr(build_plan, "CSRC", tmp_path / "csrc")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+
+    def make(version="13.0", headers=True):
+        home = tmp_path / "toolkit"
+        executable(tmp_path / "bin/nvcc", NVCC.format(version=version, home=home))
+        (home / "bin").mkdir(parents=True)
+        if headers:
+            (home / "include").mkdir()
+            (home / "include/cuda_runtime.h").touch()
+        return home
+
+    return make
+
+
+def test_cuda_follows_torch_and_nvcc_not_a_visible_gpu(toolkit):
+    home = toolkit()
+    nvcc = build_plan.find_cuda("auto", "2.9.0+cu130", "13.0")
+    assert nvcc.home == home.resolve()
+    assert nvcc.architectures() == ["8.0", "9.0", "12.0+PTX"]
+    assert nvcc.architecture_flags()[-2:] == [
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+def test_the_architectures_that_the_user_chose(toolkit, monkeypatch):
+    toolkit()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;9.0 10.0+PTX")
+    nvcc = build_plan.find_cuda("auto", "2.9.0+cu130", "13.0")
+    assert nvcc.architectures() == ["7.5", "9.0", "10.0+PTX"]
+    assert nvcc.architecture_flags() == []
+
+
+def test_cuda_reasons_name_both_versions_and_the_fix(toolkit, monkeypatch, tmp_path):
+    def reason(cuda="13.0"):
+        with pytest.raises(LeftOut) as caught:
+            build_plan.find_cuda("cuda", "2.9.0+x", cuda)
+        return str(caught.value)
+
+    assert "torch 2.9.0+x is not a CUDA build: install a CUDA build" in reason(cuda=None)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
+    assert "gone/bin/nvcc: install the CUDA 13 toolkit" in reason()
+    monkeypatch.delenv("CUDA_HOME")
+    toolkit("12.4", headers=False)
+    assert "CUDA 12.4, but torch 2.9.0+x is built for CUDA 13.0: set CUDA_HOME" in reason()
+    assert "cuda_runtime.h is missing" in reason("12.8")
+    (tmp_path / "csrc/cuda/kernels.cu").unlink()
+    assert "no CUDA kernels: build with DISCFUSED_BUILD=cpu" in reason()
+
+
+def test_jobs_are_bounded_by_memory(monkeypatch):
+    assert 1 <= build_plan.jobs() <= os.cpu_count()
+    monkeypatch.setattr(build_plan, "BYTES_PER_JOB", 2**60)
+    assert build_plan.jobs() == 1

@@ -1,0 +1,189 @@
+"""Where logarithms of 0, empty sets and the ends of a number format lie in wait.
+
+The tables; over random batches test_facts.py says the same.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cases import LABELS, features, labels, soft_labels
+from discfused import disc_terms, fused_disc_loss
+from formulas import answer
+
+N, D, C = 40, 12, 6
+
+
+def terms_and_gradients(x, target, backend, num_classes=C, **options):
+    x = x.detach().requires_grad_()
+    gini, kl = disc_terms(x, target, num_classes, backend=backend, **options)
+    gradients = [torch.autograd.grad(term, x, retain_graph=True)[0] for term in (gini, kl)]
+    return torch.stack([gini, kl]).detach(), torch.stack(gradients)
+
+
+# ---------------------------------------------------------------- logarithms of 0
+
+WIDE = 300  # classes: several vectors and tiles
+LOGITS = {
+    "-inf in the first class": {"columns": [0]},
+    "-inf in the middle": {"columns": [WIDE // 2]},
+    "-inf in the last class": {"columns": [WIDE - 1]},
+    "-inf in all classes but one": {"columns": range(WIDE)},
+    "-inf in the class of a label": {"own": -math.inf},
+    "ends of float16": {"own": 65504.0, "others": -65504.0, "dtype": torch.float16},
+    "wrong ends of float16": {"own": -65504.0, "others": 65504.0, "dtype": torch.float16},
+}
+
+
+@pytest.mark.parametrize("case", LOGITS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_logits_at_the_ends_do_what_cross_entropy_does(backend, case, reduction):
+    change = LOGITS[case]
+    y = labels(N, WIDE)
+    logits = torch.randn(N, WIDE)
+    logits[:, list(change.get("columns", []))] = -math.inf
+    if "others" in change:
+        logits[:] = change["others"]
+    logits[torch.arange(N), y] = change.get("own", 1.0)
+    logits = logits.to(change.get("dtype", torch.float32)).requires_grad_()
+    x = features(N, D, torch.float32).requires_grad_()
+
+    expected = F.cross_entropy(logits.float(), y, reduction=reduction)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), logits)
+    loss = fused_disc_loss(logits, y, x, reduction=reduction, backend=backend)
+    gini, kl = disc_terms(x.detach(), y, WIDE, backend=backend)
+    penalty = 0.3 * gini + 0.3 * kl
+    torch.testing.assert_close(loss, expected + penalty * (N if reduction == "sum" else 1))
+    gradient, feature_gradient = torch.autograd.grad(loss.sum(), (logits, x))
+    assert torch.equal(gradient, expected_gradient)
+    assert feature_gradient.isfinite().all()
+    assert ("label" in case) == (not expected.isfinite().all())  # the table is what it says
+
+
+# Three classes, features that speak for one class each: how many of the 4 for each class, and pi.
+DIVERGENCES = {
+    "p = 0": ([1, 1, 2], [0.5, 0.5, 0.0]),
+    "q = 0": ([2, 2, 0], [0.25, 0.25, 0.5]),
+    "both 0": ([1, 3, 0], [0.5, 0.5, 0.0]),
+    "p = 0 and q = 0 elsewhere": ([0, 1, 3], [0.5, 0.5, 0.0]),
+    "one class has all": ([4, 0, 0], [1.0, 0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("case", DIVERGENCES)
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("num_classes", [3, 40])
+def test_zeros_in_a_divergence(backend, case, direction, num_classes):
+    counts, pi = DIVERGENCES[case]
+    q = [count / 4 for count in counts]
+    p, q = (q, pi) if direction == "reverse" else (pi, q)
+    expected = sum(a * math.log(a / max(b, 1e-8)) for a, b in zip(p, q, strict=True) if a > 0)
+
+    own = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    y = torch.arange(9) % 3
+    x = (y[:, None] == own).double() * (1 + torch.rand(9, 1).double())
+    options = {"prior": F.pad(torch.tensor(pi).double(), (0, num_classes - 3)),
+               "kl_direction": direction, "center": False}  # fmt: skip
+    values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
+    assert values[1].item() == pytest.approx(expected, abs=1e-12)
+    written = answer(x, y, num_classes, **options)
+    assert gradients.isfinite().all()
+    torch.testing.assert_close(gradients, written.gradients, rtol=1e-9, atol=1e-12)
+    # The same where a class or two share a feature: its gradient is not 0.
+    x = x + 0.1 * torch.rand(9, 4).double() * (own > 0)
+    values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
+    written = answer(x, y, num_classes, **options)
+    torch.testing.assert_close(values, written.values, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients, written.gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "abs", "sigmoid", "softplus"])
+def test_features_at_the_ends_of_half_precision_are_finite(backend, dtype, activation):
+    x = torch.randn(N, D).sign().mul(torch.finfo(dtype).max).to(dtype)
+    if dtype == torch.bfloat16:  # whose end is that of float32, where sums overflow
+        x = x / 2**20
+    values, gradients = terms_and_gradients(x, labels(N, C), backend, activation=activation)
+    assert values.isfinite().all() and gradients.isfinite().all()
+
+
+# ---------------------------------------------------------------- empty sets
+
+EMPTY = {
+    "no rows": (torch.zeros(0, D), torch.zeros(0, dtype=torch.long)),
+    "all ignored": (torch.rand(N, D), torch.full((N,), -100)),
+    "one row": (torch.rand(1, D), torch.tensor([2])),
+    "all features constant": (torch.rand(D).expand(N, D), torch.arange(N) % C),
+    "all features zero": (torch.zeros(N, D), torch.arange(N) % C),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+@pytest.mark.parametrize("num_classes", [C, 500])
+@pytest.mark.parametrize("prior", ["batch", "uniform"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_nothing_to_say(backend, case, num_classes, prior, direction):
+    x, y = EMPTY[case]
+    options = {"prior": prior, "kl_direction": direction}
+    values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
+    assert values.tolist() == [0, 0]
+    assert not gradients.any()
+
+
+@pytest.mark.parametrize("case", ["no rows", "all ignored"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_cross_entropy_of_nothing_is_that_of_torch(backend, case, reduction, soft):
+    n = 0 if case == "no rows" else N
+    y = torch.zeros(n, C) if soft else torch.full((n,), -100)
+    logits, x = torch.randn(n, C, requires_grad=True), torch.rand(n, D, requires_grad=True)
+    expected = F.cross_entropy(logits, y, reduction=reduction)
+    loss = fused_disc_loss(logits, y, x, reduction=reduction, backend=backend)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0, equal_nan=True)
+    gradient, feature_gradient = torch.autograd.grad(loss.sum(), (logits, x))
+    assert torch.equal(gradient, torch.autograd.grad(expected.sum(), logits)[0])
+    assert not feature_gradient.any()
+
+
+PRESENT = {  # which classes the rows are of: what a class that has no row, or one, does
+    "one class absent": [0, 1, 3, 3, 1, 0],
+    "all classes have one row": [3, 1, 0, 2],
+    "one class has one row": [0, 0, 0, 1],
+    "one class only": [2, 2, 2],
+    "some ignored, a class only there": [-100, 0, 0, 1, -100],
+}
+
+
+@pytest.mark.parametrize("case", PRESENT)
+@pytest.mark.parametrize("num_classes", [4, 100])
+@pytest.mark.parametrize("prior", ["batch", "uniform"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_classes_that_are_absent_or_alone(backend, case, num_classes, prior, direction):
+    y = torch.tensor(PRESENT[case])
+    x, options = features(len(y), 3), {"prior": prior, "kl_direction": direction}
+    values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
+    written = answer(x, y, num_classes, **options)
+    torch.testing.assert_close(values, written.values, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients, written.gradients, rtol=1e-9, atol=1e-12)
+    assert gradients.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bounds(backend, kind, activation, dtype):
+    """With more samples and classes than the batches of test_facts.py have."""
+    x, y = features(N, D, dtype), labels(N, C, kind)
+    gini, kl = disc_terms(x, y, C, activation=activation, backend=backend)
+    assert 0 <= gini <= 1 - 1 / C + 2e-5
+    assert 0 <= kl < math.inf
+
+
+def test_cross_entropy_alone_sends_a_gradient_to_soft_labels(backend):
+    soft, x = soft_labels(N, C).requires_grad_(), features(N, D).requires_grad_()
+    logits = torch.randn(N, C).double()
+    loss = fused_disc_loss(logits, soft, x, backend=backend)
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, soft), soft)
+    assert torch.equal(torch.autograd.grad(loss, soft)[0], expected)

@@ -1,0 +1,94 @@
+"""Any strides of any argument: the same numbers, wherever they lie in memory."""
+
+import pytest
+import torch
+
+from cases import LAYOUTS, features, labels, soft_labels
+from discfused import class_histogram, fused_disc_loss
+
+N, D, C = 20, 9, 5
+
+VECTORS = {
+    "every second": lambda v: torch.stack([v, v.flip(0)], 1).flatten()[::2],
+    "column": lambda v: torch.stack([v.flip(0), v], 1)[:, 1],
+    "offset": lambda v: torch.cat([v, v])[len(v) :],
+}
+
+
+def overlapping(x):
+    """Row i + 1 begins where row i has its second number."""
+    return torch.randn(x.shape[0] + x.shape[1], dtype=x.dtype).as_strided(x.shape, (1, 1))
+
+
+MATRICES = {
+    **LAYOUTS,
+    "expanded from one number": lambda x: x[:1, :1].expand(x.shape),
+    "overlapping": overlapping,
+}
+
+
+def arguments(soft: bool) -> dict:
+    return {
+        "logits": torch.randn(N, C).double(),
+        "target": soft_labels(N, C) if soft else labels(N, C, "some ignored"),
+        "features": features(N, D),
+        "weight": torch.rand(C) + 0.1,
+        "sample_weight": torch.rand(N),
+        "prior": torch.rand(C) + 0.1,
+    }
+
+
+def losses_and_gradients(given: dict, reduction: str, backend: str):
+    """The layout is that of the tensor itself: requires_grad_() keeps it, and no copy is made."""
+    leaves = [given[name].detach().requires_grad_() for name in ("logits", "features")]
+    rest = {key: value for key, value in given.items() if key not in ("logits", "features")}
+    target = rest.pop("target")
+    loss = fused_disc_loss(
+        leaves[0], target, leaves[1], reduction=reduction, backend=backend, **rest
+    )
+    upstream = torch.ones((), dtype=loss.dtype).expand(loss.shape)  # stride 0
+    return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
+
+
+CASES = [
+    *[(name, layout, False) for name in ("logits", "features") for layout in MATRICES],
+    *[("target", layout, True) for layout in MATRICES if layout != "overlapping"],
+    *[(name, layout, False) for name in ("target", "weight", "sample_weight", "prior")
+      for layout in VECTORS],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "layout", "soft"), CASES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_arguments_of_any_strides(backend, name, layout, soft, reduction):
+    given = arguments(soft)
+    make = (VECTORS if given[name].dim() == 1 else MATRICES)[layout]
+    given[name] = make(given[name])
+    plain = {key: value.contiguous().clone() for key, value in given.items()}
+    got = losses_and_gradients(given, reduction, backend)
+    for a, b in zip(got, losses_and_gradients(plain, reduction, backend), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("layout", MATRICES)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_upstream_gradients_of_any_strides(backend, layout, soft):
+    x, target = features(N, D), arguments(soft)["target"]
+    upstream = MATRICES[layout](torch.randn(C, D).double())
+    found = []
+    for each in (upstream, upstream.contiguous().clone()):
+        leaf = x.clone().requires_grad_()
+        H = class_histogram(leaf, target, C, backend=backend)
+        found.append(torch.autograd.grad(H, leaf, each)[0])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+def test_feature_maps_in_channels_last(backend):
+    """With gradients, which keep the layout of their input's mean and nothing else."""
+    maps, y = torch.randn(N, D, 3, 2).double(), labels(N, C)
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        leaf = maps.to(memory_format=memory_format).requires_grad_()
+        loss = fused_disc_loss(torch.zeros(N, C), y, leaf, backend=backend)
+        found.append([loss.detach(), torch.autograd.grad(loss, leaf)[0]])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)

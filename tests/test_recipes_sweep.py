@@ -1,0 +1,190 @@
+"""Sweeps: what is missing and nothing else, killed or shared; and what the command line says."""
+
+import recipe_cases
+
+# isort: split
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from discfused import cli
+from discfused.recipes import records, sweep, table, train
+from discfused.recipes.options import read
+from recipe_cases import run_options
+
+CHANGES = {**recipe_cases.SMALL, **recipe_cases.OF_DATA["digits"], "train.epochs": 2}
+TINY = [
+    argument
+    for name, value in {**CHANGES, "train.save_every": 1}.items()
+    for argument in ("--set", f"{name}={value}")
+]
+TIMED = ("seconds", "finished")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def recipe(losses=("ce", "ce+gini+kl")):
+    return {**read(Path("digits")), "sweep": {"loss.name": [*losses]}}
+
+
+def untimed(folder):
+    rows = table.collect(folder)
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "discfused", "sweep", *arguments, "--out", "out"], text=True,
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait(process, condition):
+    while process.poll() is None and not condition():
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+
+
+def test_a_killed_sweep_ends_in_the_same_table(tmp_path):
+    small = recipe_cases.Datasets(tmp_path)
+    changes = {
+        **recipe_cases.SMALL, **recipe_cases.OF_DATA["caltech101"], "train.epochs": 6,
+        "data.root": str(small.root), "data.split": str(small.split), "train.save_every": 1,
+    }  # fmt: skip
+    given = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+    recipe = read(Path("caltech101-cpu"))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed.mkdir()
+    assert sweep.run(recipe, 2, whole, changes) == "8 runs done, 0 were there"
+
+    out = killed / "out"
+    process = start(killed, "caltech101-cpu", "--seeds", "2", *given)
+    wait(
+        process, lambda: len([*out.glob("*/result.jsonl")]) >= 2 and [*out.glob("*/checkpoint.pt")]
+    )
+    process.kill()
+    process.communicate()
+    there = len([*out.glob("*/result.jsonl")])
+    assert 2 <= there < 8
+    text = sweep.run(recipe, 2, out, changes)
+    assert text == f"{8 - there} runs done, {there} were there"
+
+    assert untimed(out) == untimed(whole)
+    assert table.make(out) == table.make(whole)
+    assert (out / "table.md").read_text() == (whole / "table.md").read_text()
+    assert sweep.run(recipe, 2, out, changes) == "0 runs done, 8 were there"
+    assert untimed(out) == untimed(whole)  # table's own results.jsonl counts no run twice
+
+
+def test_a_run_of_another_process_is_left_to_it(tmp_path):
+    taken = tmp_path / records.name(sweep.cells(recipe(), CHANGES, seed=0)[0])
+    with records.lock(taken):
+        text = sweep.run(recipe(), 1, tmp_path, CHANGES)
+        assert text == "1 runs done, 0 were there, 1 are under way in other processes"
+    assert sweep.run(recipe(), 1, tmp_path, CHANGES) == "1 runs done, 1 were there"
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_sweep(tmp_path):
+    processes = [start(tmp_path, "digits", "--seeds", "3", *TINY) for _ in range(3)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    done = [int(text.split(": ")[1].split()[0]) for text in said]
+    assert sum(done) == len(table.collect(tmp_path / "out")) == 12
+
+
+def test_a_run_that_diverges_is_a_result_and_not_the_end(tmp_path):
+    grid = recipe()
+    grid["sweep"] = {"train.lr": [1e30, 0.001], "loss.name": ["ce"]}
+    changes = {**CHANGES, "train.clip": None}
+    assert sweep.run(grid, 1, tmp_path, changes) == "1 runs done, 0 were there, 1 failed"
+    assert sweep.run(grid, 1, tmp_path, changes) == "0 runs done, 2 were there"
+    assert "| lr=1e+30 | 0 + 1 failed | - |" in table.make(tmp_path)
+    options = sweep.cells(grid, changes, seed=0)[0]
+    with pytest.raises(FloatingPointError, match="the loss is"):
+        train.run(options, tmp_path / records.name(options), resume=True)
+
+
+def test_the_three_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--data", "digits", "--model", "resnet17", "--epochs", "1", *TINY]
+    for loss in ("ce", "ce+gini"):
+        run = ["train", *arguments, "--loss", loss, "--seed", "1", "--max-steps", "3"]
+        assert cli.main(run) == 0
+        assert "after 2 steps" in capsys.readouterr().out
+        assert cli.main(run) == 1
+        assert "pass --resume" in capsys.readouterr().err
+    assert cli.main(["sweep", "digits", "--seeds", "1", *TINY, "--out", "runs"]) == 0
+    assert "4 runs done, 0 were there\nnow: discfused table runs" in capsys.readouterr().out
+    assert cli.main(["table", "runs"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "runs/table.md").read_text()
+    assert printed.count("\n| digits | resnet17 |") == 2
+    assert printed.count("\n| digits | resnet18 |") == 4
+    assert printed.count("too little to tell") == 4
+    assert (tmp_path / "runs/table.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "neither --data nor --recipe is given"),
+        (["train", "--data", "caltech101"], "--data-root DIR with DIR/caltech101/101_Object"),
+        (["train", "--data", "digits", "--set", "train.lr"], "expected OPTION=VALUE"),
+        (["train", "--data", "digits", "--set", "lr=1"], "lr is no option"),
+        (["train", "--data", "digits", "--batch-size", "999"], "expected at most the 200"),
+        (["train", "--data", "digits", "--set", "loss.layers=[nowhere]"], "does not have; near"),
+        (["sweep", "digits", "--seeds", "0"], "--seeds is 0, expected at least 1"),
+        (["sweep", "nowhere.yaml"], "expected a YAML file, or one of caltech101"),
+        (["table", "."], "holds no results"),
+    ],
+)
+def test_mistakes_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.startswith("discfused: ") and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("package", "advice"),
+    [("lightning", "pip install 'discfused[recipes]'"), ("torchvision", "torchvision 'torch==")],
+)
+def test_without_a_package_the_commands_say_what_to_install(package, advice, tmp_path):
+    script = (
+        "import sys; sys.modules[sys.argv[1]] = None; from discfused import cli; "
+        "sys.exit(cli.main(['train', '--data', 'digits']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, package], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 1
+    assert f"the recipes need {package}: pip install" in result.stderr and advice in result.stderr
+
+
+def test_ctrl_c_ends_with_how_to_go_on(tmp_path, monkeypatch, capsys):
+    step = train.Training.train_step
+
+    def interrupted_step(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(train.Training, "train_step", interrupted_step)
+    assert cli.main(["train", "--data", "digits", *TINY, "--out", str(tmp_path)]) == 130
+    assert "after step 1 of 4; the same command with --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    row = train.run(run_options(changes=CHANGES), tmp_path, resume=True)
+    assert row["steps"] == 4

@@ -1,0 +1,268 @@
+"""Runs: every network on every data set with every loss; interrupted or not, the same."""
+
+import recipe_cases
+
+# isort: split
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from discfused.recipes import interrupt, models, optimization, records, train
+from discfused.recipes.options import flat
+from recipe_cases import DATASETS, LOSSES, MODELS, Datasets, run_options
+
+# Everything that has a state of its own at once: momentum, averaged weights, dropped paths,
+# augmentation, balanced batches, a schedule of the weights.
+STATEFUL = {
+    "model.name": "cvt13", "train.ema": 0.8, "train.epochs": 3, "train.clip": 0.5,
+    "train.lr_schedule": "one-cycle", "loss.schedule": "warmup", "train.eval_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return Datasets(tmp_path_factory.mktemp("data"))
+
+
+def weights(folder):
+    return torch.load(folder / records.WEIGHTS, weights_only=True)
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(("model", "data"), [*itertools.product(MODELS, DATASETS)])
+def test_every_network_learns_from_every_data_set_with_every_loss(
+    small, tmp_path, monkeypatch, model, data
+):
+    recipe_cases.accept_small_cifar100(monkeypatch)
+    found = {}
+    for loss in LOSSES:
+        folder = tmp_path / loss
+        weighted = {"loss.name": loss, "loss.gini_weight": 3.0, "loss.kl_weight": 3.0}
+        options = small.options(data, **{"model.name": model, **weighted})
+        row = train.run(options, folder)
+        assert row["steps"] == {"digits": 2, "caltech101": 3, "cifar100": 3}[data]
+        assert 0 <= row["accuracy"] <= 100 and 0 <= row["gini"] <= 1 and 0 < row["live"] <= 1
+        assert json.loads((folder / records.RESULT).read_text()) == row
+        found[loss] = weights(folder)
+        logged = [*csv.DictReader((folder / "train.csv").open())]
+        for name, term in (("gini_weight", "gini"), ("kl_weight", "kl")):
+            assert {float(r[name]) for r in logged} == {3.0 * (term in loss.split("+"))}
+    for one, other in itertools.combinations(LOSSES, 2):  # each is a loss of its own
+        assert not same_bits(found[one], found[other])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_interrupted_run_ends_in_the_same_weights(small, tmp_path, monkeypatch, stop_after):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = small.options("caltech101", **STATEFUL)
+    expected = train.run(options, whole)
+    assert expected["steps"] == 9 and "flip" in options.data.augment
+
+    step = train.Training.train_step
+
+    def interrupted_step(self, *arguments):
+        values = step(self, *arguments)
+        if self.step == stop_after:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
+        return values
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "train_step", interrupted_step)
+        with pytest.raises(interrupt.Interrupted, match=f"after step {stop_after} of 9.*--resume"):
+            train.run(options, parts)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (parts / records.RESULT).exists()
+    torch.manual_seed(99)  # another process would be in another state
+    options = small.options("caltech101", **STATEFUL, **{"data.workers": 1})
+    row = train.run(options, parts, resume=True)
+
+    assert same_bits(weights(whole), weights(parts))
+    for part in records.COLUMNS:
+        assert (whole / f"{part}.csv").read_text() == (parts / f"{part}.csv").read_text()
+    timed = ("seconds", "finished")
+    assert all(row[key] == expected[key] for key in row if key not in timed)
+    assert not (parts / records.CHECKPOINT).exists()
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    saved, broken = torch.save, []
+
+    def breaking_save(state, path):
+        if "step" in state and state["step"] == 2:
+            saved(state, path)
+            path.write_bytes(path.read_bytes()[:100])
+            broken.append(path)
+            raise OSError("No space left on device")
+        saved(state, path)
+
+    options = run_options(changes={"train.save_every": 1, "train.epochs": 2})
+    monkeypatch.setattr(torch, "save", breaking_save)
+    with pytest.raises(OSError, match="No space left"):
+        train.run(options, tmp_path)
+    assert broken and torch.load(tmp_path / records.CHECKPOINT, weights_only=True)["step"] == 1
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    options = run_options()
+    row = train.run(options, tmp_path)
+    with pytest.raises(records.OtherRun, match="holds a run already: pass --resume"):
+        train.run(options, tmp_path)
+    assert train.run(options, tmp_path, resume=True) == row
+    with pytest.raises(records.OtherRun, match=r"other options \(train.epochs 1 -> 2\)"):
+        train.run(run_options(changes={"train.epochs": 2}), tmp_path, resume=True)
+    with records.lock(tmp_path), pytest.raises(records.InUse, match="in use by another process"):
+        train.run(options, tmp_path, resume=True)
+
+
+def test_the_folder_tells_everything_about_a_run(tmp_path):
+    options = run_options(changes={"train.eval_every": 1, "train.epochs": 2})
+    train.run(options, tmp_path)
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    seed = recipe.pop("seed")
+    stored = {f"{s}.{name}": value for s, part in recipe.items() for name, value in part.items()}
+    assert {**stored, "seed": seed} == flat(options)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__ and "commit" in environment
+    for part, steps in (("train", [1, 2, 3, 4]), ("test", [2, 4])):
+        rows = [*csv.DictReader((tmp_path / f"{part}.csv").open())]
+        assert [int(row["step"]) for row in rows] == steps
+        assert [*rows[0]] == ["step", *records.COLUMNS[part]] and all(rows[0].values())
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_training_that_diverges_stops_early(tmp_path):
+    options = run_options(changes={"train.lr": 1e30, "train.clip": None, "train.epochs": 99})
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d of 198 \(ce"):
+        train.run(options, tmp_path)
+    assert not (tmp_path / records.RESULT).exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [2, 2, 2, 2, 2, 2, 2, 2]),
+        ("warmup", [0, 0.5, 1, 1.5, 2, 2, 2, 2]),
+        ("second-half", [0, 0, 0, 0, 2, 2, 2, 2]),
+    ],
+)
+def test_schedules_of_the_weights(schedule, expected):
+    changes = {"loss.schedule": schedule, "loss.ramp": 0.5, "loss.gini_weight": 2.0}
+    loss = run_options(changes={"loss.name": "ce+gini", **changes}).loss
+    assert [optimization.term_weights(loss, step, 8) for step in range(8)] == [
+        (weight, 0.0) for weight in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "peak"), [("constant", 0), ("cosine", 2), ("one-cycle", 2)]
+)  # fmt: skip
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_schedules_of_the_learning_rate(schedule, peak, optimizer):
+    changes = {"train.lr_schedule": schedule, "train.lr_warmup": 0.3, "train.optimizer": optimizer}
+    options = run_options(changes={**changes, "train.lr": 0.5}).train
+    stepper = optimization.optimizer(nn.Linear(1, 1), options)
+    rates = optimization.schedule(stepper, options, 10)
+    seen = []
+    for _ in range(10):
+        seen.append(rates.get_last_lr()[0])
+        stepper.step()
+        rates.step()
+    assert max(seen) == pytest.approx(0.5) and seen.index(max(seen)) == peak
+    assert (seen[-1] < 0.05) == (schedule != "constant")
+
+
+@pytest.mark.parametrize("capture", ["output", "input"])
+def test_options_of_the_tap_reach_the_loss(tmp_path, capture):
+    layers = {"loss.layers": ["layer3", "layer4.1.relu"], "loss.capture": capture}
+    runs = [
+        train.run(run_options(changes={**layers, **changes}), tmp_path / str(number))
+        for number, changes in enumerate(
+            [{}, {"loss.activation": "square"}, {"loss.center": False}]
+        )
+    ]
+    assert len({run["gini"] for run in runs}) == 3
+
+
+@pytest.mark.parametrize("model", ["resnet18", pytest.param("cvt13", marks=pytest.mark.slow)])
+def test_inference_is_unchanged(tmp_path, model):
+    options = run_options(changes={"model.name": model, "loss.name": "ce+gini+kl"})
+    training = train.Training(options, tmp_path, train.launch(options))
+    training.run()
+    trained = training.network.eval()
+    untouched = models.build(options.model, 10, 8).eval()  # never met discfused
+
+    shapes, expected = ({key: value.shape for key, value in of.state_dict().items()}
+                        for of in (trained, untouched))  # fmt: skip
+    assert shapes == expected
+    hooks = [hooks for module in trained.modules() for kind, hooks in vars(module).items()
+             if "hooks" in kind and isinstance(hooks, dict)]  # fmt: skip
+    assert hooks and not any(hooks)
+    images = (torch.rand(2, 3, 8, 8),)
+    graphs = [torch.export.export(of, images).graph_module.code for of in (trained, untouched)]
+    assert graphs[0] == graphs[1]
+    untouched.load_state_dict(weights(tmp_path))
+    assert torch.equal(trained(*images), untouched(*images))
+
+
+def command(*arguments, **keywords):
+    return subprocess.Popen(
+        [sys.executable, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **keywords,
+    )  # fmt: skip
+
+
+TINY = ["--data", "digits", "--accelerator", "cpu", "--set", "model.width=0.125"]
+
+
+def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path):
+    arguments = [*TINY, "--epochs", "500", "--workers", "1", "--out", "run"]
+    process = command(
+        "-m", "discfused", "train", *arguments, cwd=tmp_path, start_new_session=True
+    )  # fmt: skip
+    log = tmp_path / "run" / "train.csv"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
+    out, errors = process.communicate()
+    assert process.returncode == 130 and "--resume goes on from there" in errors, out + errors
+    state = torch.load(tmp_path / "run" / records.CHECKPOINT, weights_only=True)
+    assert 1 <= state["step"] < 2000
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_command(tmp_path):
+    process = command(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "discfused",
+        "train", *TINY, "--epochs", "3", "--batch-size", "20", "--set", "train.save_every=4",
+        "--out", "run", cwd=tmp_path,
+    )  # fmt: skip
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert out.count("after 15 steps") == 1
+    (row,) = records.read_rows(tmp_path / "run" / records.RESULT)
+    assert row["where"]["processes"] == 2 and row["steps"] == 15
+    for part, lines in (("train", 2 + 1), ("test", 1)):  # one process writes
+        rows = [*csv.DictReader((tmp_path / "run" / f"{part}.csv").open())]
+        assert len({r["step"] for r in rows}) == len(rows) >= lines

@@ -1,0 +1,64 @@
+"""Taps on models inside torch.compile and DistributedDataParallel, however nested."""
+
+import pytest
+import torch
+from torch import nn
+
+from discfused import FeatureTap, FusedDiscLoss
+from models import Net, batch
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", ["plain", "compiled", "ddp", "compiled ddp", "compiled part"])
+def test_names_resolve_through_wrappers(wrap, process_group):
+    model = Net()
+    wrapped = model
+    if "ddp" in wrap:
+        wrapped = nn.parallel.DistributedDataParallel(wrapped)
+    if "compiled" in wrap:
+        wrapped = torch.compile(wrapped, backend="eager")
+    if "part" in wrap:
+        model.blocks = torch.compile(model.blocks, backend="eager")
+    names = ["blocks.0", "module.blocks.0", "_orig_mod.module.blocks.0", "_orig_mod.blocks.0"]
+    for name in [*names, "module", "module.module", "blocks._orig_mod.0"]:
+        FeatureTap(wrapped, name).remove()
+    (x, _), expected = batch(), dict(model.named_modules())
+    with FeatureTap(wrapped, "_orig_mod.blocks") as tap:
+        wrapped(x)
+        assert tap.take().shape[1] == 12
+    assert dict(model.named_modules()) == expected
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "compiled", "compiled ddp", "ddp of compiled"])
+@pytest.mark.parametrize("when", ["attached to the model", "attached to the wrapper"])
+def test_a_wrapped_model_trains_as_the_plain_one(wrap, when, process_group):
+    model, (x, y) = Net(), batch()
+    plain = FusedDiscLoss.attach(model)
+    expected = plain(model(x), y)
+    expected.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    plain.tap.remove()
+    model.zero_grad()
+
+    wrapped = model
+    for word in reversed(wrap.replace("of ", "").split()):
+        if word == "ddp":
+            wrapped = nn.parallel.DistributedDataParallel(wrapped)
+        else:
+            wrapped = torch.compile(wrapped, backend="eager")
+    keys = list(wrapped.state_dict())
+    criterion = FusedDiscLoss.attach(wrapped if "wrapper" in when else model)
+    for _ in range(2):
+        wrapped.zero_grad()
+        loss = criterion(wrapped(x), y)
+        loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+    assert list(wrapped.state_dict()) == keys
