@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import test_edges
 import test_facts
 import test_parity
 from cases import features, labels, soft_labels
@@ -25,7 +26,7 @@ from test_parity import check_terms
 
 ROOT = Path(__file__).resolve().parents[1]
 
-for _module in (test_facts, test_parity):
+for _module in (test_edges, test_facts, test_parity):
     globals().update({k: v for k, v in vars(_module).items() if k.startswith("test_")})
 
 
@@ -81,7 +82,10 @@ def step(x, y, C, **options):
 
 # Beside the shapes of test_parity: several tiles of labels; many rows a slot, so that groups of
 # threads share them, or even blocks; several blocks of columns; rows sorted instead of counted
-LARGE = [(5000, 9, 40), (4500, 65, 2), (1200, 130, 1500), (600, 1500, 12), (5000, 10, 9000)]
+LARGE = [
+    (5000, 9, 40), (13000, 20, 1), (9001, 65, 2), (1200, 130, 1500), (600, 1500, 12),
+    (5000, 10, 9000),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -131,6 +135,7 @@ def test_neither_runs_nor_the_order_of_threads_and_blocks_change_a_bit(kernels, 
     [
         ((64, 40, 10), 3, 1),
         ((256, 512, 100), 4, 1),
+        ((9000, 300, 2), 4, 1),  # a fold of the table's parts
         ((100, 300, 1000), 4, 1),
         ((1100, 1000, 2000), 4, 2),
         ((100, 300, None), 3, 2),
@@ -138,7 +143,7 @@ def test_neither_runs_nor_the_order_of_threads_and_blocks_change_a_bit(kernels, 
     ids=str,
 )
 def test_launches(kernels, shape, forward, backward):
-    """At most four forward; one back, unless the sum over the rows takes another look at them."""
+    """Four forward, or fewer; one back, unless the sum over the rows takes another look at them."""
     N, D, C = shape
     x = features(N, D, torch.float32).requires_grad_()
     kernels.launches()
