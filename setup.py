@@ -36,7 +36,7 @@ def make_extension(plan: build_plan.Plan):
     # -g0: Python's own flags ask for debugging symbols, which double the time and the size.
     flags = {"cxx": ["-O3", "-g0", "-fvisibility=hidden", *compile_openmp]}
     if cuda:
-        sources += sorted(Path("csrc/cuda").glob("*.cu"))
+        sources += sorted(Path("csrc/cuda").glob("*.c*"))  # .cu and .cpp
         flags["cxx"].append("-DDISCFUSED_CUDA")
         flags["nvcc"] = ["-O3", *plan.nvcc.architecture_flags()]
     return (CUDAExtension if cuda else CppExtension)(

@@ -4,6 +4,9 @@
 
 #include "cpu/memory.h"
 #include "cpu/ops.h"
+#ifdef DISCFUSED_CUDA
+#include "cuda/bindings.h"
+#endif
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   namespace py = pybind11;
@@ -16,4 +19,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu.def("terms", discfused::cpu::terms, Unlocked());
   cpu.def("gradient", discfused::cpu::gradient, Unlocked());
   cpu.def("kept_bytes", discfused::cpu::kept_bytes);
+#ifdef DISCFUSED_CUDA
+  discfused::cuda::bind(module.def_submodule("cuda", "Kernels for CUDA tensors."));
+#endif
 }

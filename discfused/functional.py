@@ -174,7 +174,7 @@ def disc_terms(
         eps: a feature with less mass than this share of its magnitude is dead: constant features
             are, up to rounding.
         process_group: not supported yet.
-        backend: "reference", "cpu", "triton"; None for the fastest that can run here.
+        backend: "reference", "cpu", "triton", "cuda"; None for the fastest that can run here.
 
     Returns:
         DiscTerms(gini, kl), float32 scalars (float64 for float64 features).

@@ -1,7 +1,7 @@
 """The Triton kernels on CPU tensors, against the reference in float64. test_triton.py runs this.
 
 The interpreter proves mathematics, masks and strides; not compilation (test_triton_compile.py),
-races or speed (test_triton_gpu.py).
+races or speed (test_gpu.py).
 """
 
 import os

@@ -16,7 +16,7 @@ import discfused
 from cases import features, labels
 from discfused import backends
 from discfused._autograd import DiscTerms, terms_forward
-from discfused.backends import triton_runtime, triton_soft
+from discfused.backends import soft, triton_runtime
 from discfused.backends.contract import ACTIVATIONS, Labels, Pull, Settings
 from discfused.reference import PHI
 from test_parity import check_terms
@@ -135,7 +135,7 @@ def test_slope_and_what_is_left_of_it(path, activation):  # noqa: F811
 
     g1, g2 = torch.tensor([0.7, -0.4]).double()
     pull = Pull(terms.feature_coef, terms.slot_coef, g1, g2, 2, 3)
-    expected = (H.slope * triton_soft.table_gradient(H.table, pull)).sum(0)
+    expected = (H.slope * soft.table_gradient(H.table, pull)).sum(0)
     outer, *_, of_gini, of_kl = terms.feature_coef
     got = outer * (2 * 2 * g1 * of_gini + 3 * g2 * of_kl)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
@@ -255,7 +255,7 @@ def test_table_gradient_of_soft_labels_is_that_of_the_contract():
     scale, inverse, squares, projection, *_ = coef
     P = H * inverse
     expected = scale * (2 * (squares - P) + 0.75 * (A[:, None] - projection))
-    torch.testing.assert_close(triton_soft.table_gradient(H, pull), expected)
+    torch.testing.assert_close(soft.table_gradient(H, pull), expected)
 
 
 def test_warmup_runs_every_stage():

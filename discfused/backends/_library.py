@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import re
 import shlex
 import sysconfig
 from pathlib import Path
@@ -43,6 +44,56 @@ def build_record() -> dict:
         return json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def built_for(part: str) -> str:
+    """What a part of the library was compiled for, to be added to a sentence; or nothing."""
+    record = build_record()
+    if part not in record.get("built", ()):
+        return ""
+    text = f", compiled for torch {record['torch']}"
+    if part == "cuda":
+        text += f", CUDA {record['cuda']}, architectures {' '.join(record['cuda_architectures'])}"
+    return text
+
+
+@functools.cache
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels cannot run here, and what to do; None if they can."""
+    try:
+        load()
+    except LibraryUnavailable as why:
+        return str(why)
+    record = build_record()
+    if "cuda" not in record["built"]:
+        why = record["left_out"]["cuda"]
+        return f"not compiled, because {why['reason']}: {why['fix']}"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU: install a driver, or use the CPU"
+    built = record["cuda_architectures"]
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not any(_runs(name, capability) for name in built):
+            present = "{}.{}".format(*capability)
+            return (
+                f"cuda:{index} ({torch.cuda.get_device_name(index)}) is of architecture {present}, "
+                f"and the kernels are compiled for {' '.join(built)}: set "
+                f"TORCH_CUDA_ARCH_LIST={present} and {_compile_again()}, or hide that GPU with "
+                "CUDA_VISIBLE_DEVICES"
+            )
+    return None
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an architecture in torch's notation ("9.0", "12.0+PTX") runs on a GPU."""
+    found = re.fullmatch(r"(\d+)\.(\d+)([a-z]?)(\+PTX)?", architecture)
+    if found is None:
+        return True  # a name such as "Hopper", which torch knows: it was asked for
+    built = int(found[1]), int(found[2])
+    if found[3]:  # 9.0a: for this architecture alone
+        return built == capability
+    within_major = built[0] == capability[0] and built <= capability
+    return within_major or (found[4] is not None and built <= capability)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The contract on top of the compiled library `discfused._C`."""
+"""The contract on the CPU kernels of the compiled library `discfused._C`."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from discfused.backends.contract import (
     dead_threshold,
 )
 
-_CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
+CODE = {activation: code for code, activation in enumerate(ACTIVATIONS)}
 
 
 class CpuBackend:
@@ -61,7 +61,7 @@ class CpuBackend:
     ) -> tuple[Terms, Histogram]:
         penalty, gini, kl, mean, feature_coef, slot_coef = self._kernels.terms(
             features, members.slot, members.row_weight, members.total, members.soft, prior, absent,
-            _CODE[settings.activation], settings.center, settings.reverse,
+            CODE[settings.activation], settings.center, settings.reverse,
             dead_threshold(settings), gini_weight, kl_weight,
         )  # fmt: skip
         return Terms(penalty, gini, kl, feature_coef, slot_coef), Histogram(mean, None)
@@ -72,7 +72,7 @@ class CpuBackend:
         return Histogram(
             *self._kernels.histogram(
                 features, members.slot, members.row_weight, members.total, members.soft,
-                members.share.shape[0], _CODE[activation], center,
+                members.share.shape[0], CODE[activation], center,
             )
         )  # fmt: skip
 
@@ -88,5 +88,5 @@ class CpuBackend:
         upstream = (table, None, None, None, None, 0.0, 0.0) if pull is None else (None, *pull[:6])
         return self._kernels.gradient(
             features, members.slot, members.row_weight, members.total, members.soft, mean,
-            _CODE[activation], *upstream,
+            CODE[activation], *upstream,
         )  # fmt: skip

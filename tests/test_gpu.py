@@ -1,4 +1,4 @@
-"""The Triton backend on a GPU: what the interpreter and the compiler alone cannot tell."""
+"""The backends of CUDA tensors on a GPU: what interpreter, host and compilers cannot tell."""
 
 import pytest
 import torch
@@ -19,28 +19,29 @@ pytestmark = [
     ),
 ]
 
-SHAPES = [  # each path: rows in registers (three tiles), two passes, a sort; C <= N and C > N
+SHAPES = [  # each path: few and many rows, a sort, one or several tiles; C <= N and C > N
     (1, 1, 1), (3, 17, 1000), (37, 19, 10), (64, 64, 40), (256, 130, 100), (300, 33, 2),
     (1000, 257, 1500), (1024, 64, 1000), (1500, 130, 7), (3000, 1030, 100), (5000, 40, 9000),
     (40000, 96, 10), (33000, 40, 70000),
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def triton_can_run():
-    why = backends.get("triton").unavailable()
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request) -> str:
+    why = backends.get(request.param).unavailable()
     if why is not None:
-        pytest.skip(why)
+        pytest.skip(f"backend {request.param!r} cannot run here: {why}")
+    return request.param
 
 
 def on_gpu(options: dict) -> dict:
     return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
 
 
-def step(x, y, C, **options):
+def step(backend, x, y, C, **options):
     """gini, kl and the gradient of their sum"""
     x = x.detach().requires_grad_()
-    gini, kl = disc_terms(x, y, C, backend="triton", **options)
+    gini, kl = disc_terms(x, y, C, backend=backend, **options)
     (0.7 * gini + 0.4 * kl).backward()
     return gini.detach(), kl.detach(), x.grad
 
@@ -49,8 +50,9 @@ def equal(a, b) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
-def test_it_is_what_cuda_tensors_get():
-    assert backends.resolve("cuda", None) == "triton"
+def test_cuda_tensors_get_the_first_that_can_run():
+    names = [name for name in ("triton", "cuda") if backends.get(name).unavailable() is None]
+    assert backends.resolve("cuda", None) == [*names, "reference"][0]
 
 
 # ---------------------------------------------------------------- parity
@@ -58,57 +60,57 @@ def test_it_is_what_cuda_tensors_get():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(shape, dtype):
+def test_shapes(backend, shape, dtype):
     N, D, C = shape
     if N * C > 1e8:  # the oracle's [N, C] matrix
         C, N = 20000, min(N, 4000)
-    check_terms("triton", features(N, D, dtype).cuda(), labels(N, C).cuda(), C)
+    check_terms(backend, features(N, D, dtype).cuda(), labels(N, C).cuda(), C)
 
 
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
 @pytest.mark.parametrize("shape", [(37, 19, 10), (9, 20, 30), (1100, 70, 12)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_options(shape, dtype, case):
+def test_options(backend, shape, dtype, case):
     N, D, C = shape
     x, y = features(N, D, dtype).cuda(), labels(N, C, "some ignored").cuda()
-    check_terms("triton", x, y, C, **on_gpu(case.make(N, C)))
+    check_terms(backend, x, y, C, **on_gpu(case.make(N, C)))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.97, 1.0])
 @pytest.mark.parametrize("N", [5000, 40000])
-def test_uneven_classes(N, share):
+def test_uneven_classes(backend, N, share):
     """One class has most of the rows, many chunks of them; others have one."""
     y = torch.where(torch.arange(N) < share * N, 5, labels(N, 600))[torch.randperm(N)]
-    check_terms("triton", features(N, 300, torch.float32).cuda(), y.cuda(), 600)
+    check_terms(backend, features(N, 300, torch.float32).cuda(), y.cuda(), 600)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("N", [40, 1100])
-def test_layouts(layout, N):
-    check_terms("triton", LAYOUTS[layout](features(N, 21).cuda()), labels(N, 5).cuda(), 5)
+def test_layouts(backend, layout, N):
+    check_terms(backend, LAYOUTS[layout](features(N, 21).cuda()), labels(N, 5).cuda(), 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("tf32", [False, True])
-def test_soft_labels(dtype, tf32, monkeypatch):
+def test_soft_labels(backend, dtype, tf32, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
     y = soft_labels(150, 12).cuda()
-    check_terms("triton", features(150, 70, dtype).cuda(), y, 12)
+    check_terms(backend, features(150, 70, dtype).cuda(), y, 12)
 
 
-def test_rows_that_do_not_count_may_hold_anything():
+def test_rows_that_do_not_count_may_hold_anything(backend):
     for N in (60, 1200):
         x, y = features(N, 9).cuda(), labels(N, 5, "some ignored").cuda()
-        expected = step(x, y, 5)
+        expected = step(backend, x, y, 5)
         x[::3] = torch.nan
-        assert equal(expected, step(x, y, 5))
+        assert equal(expected, step(backend, x, y, 5))
 
 
-def test_upstream_gradient_of_any_strides():
+def test_upstream_gradient_of_any_strides(backend):
     x, y = features(30, 8).cuda(), labels(30, 5).cuda()
     upstream = torch.randn(8, 5, dtype=torch.float64, device="cuda")
     found = []
-    for name in ("reference", "triton"):
+    for name in ("reference", backend):
         leaf = x.clone().requires_grad_()
         H = class_histogram(leaf, y, 5, backend=name)
         ((H.t() * upstream).sum() + H.sum()).backward()
@@ -119,7 +121,7 @@ def test_upstream_gradient_of_any_strides():
 # ---------------------------------------------------------------- size
 
 
-def test_more_than_2_31_elements():
+def test_more_than_2_31_elements(backend):
     """Columns beyond element 2^31: the last rows must be read and written where they are."""
     N, D, C = 2**20 + 64, 2080, 16
     free, _ = torch.cuda.mem_get_info()
@@ -130,36 +132,36 @@ def test_more_than_2_31_elements():
     x[:, :32] = torch.randn(N, 32, device="cuda").bfloat16()
     x[:, -32:] = x[:, :32]  # the same numbers at the other end
     x[:, 32:-32] = 0.5
-    gini, kl, dx = step(x, y, C)
-    small = step(x[:, :32].clone(), y, C)
+    gini, kl, dx = step(backend, x, y, C)
+    small = step(backend, x[:, :32].clone(), y, C)
     torch.testing.assert_close(gini, small[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(kl, small[1], rtol=1e-3, atol=1e-6)
     assert (dx[:, 32:-32].amax() == 0) and torch.equal(dx[:, :32], dx[:, -32:])
     assert dx[-1, :32].any()
 
 
-def test_many_classes():
+def test_many_classes(backend):
     N, D, C = 1024, 256, 21841
     x = torch.randn(N, D, device="cuda")
     y = torch.randint(0, C, (N,), device="cuda")
-    check_terms("triton", x, y, C)
+    check_terms(backend, x, y, C)
     dense = y.unique(return_inverse=True)[1]
-    for got, expected in zip(step(x, y, C), step(x, dense, N), strict=True):
+    for got, expected in zip(step(backend, x, y, C), step(backend, x, dense, N), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("C", [100, 21841])
 @pytest.mark.parametrize("N", [1024, 8192])
-def test_peak_memory(N, C):
+def test_peak_memory(backend, N, C):
     """Beside x: its gradient, the table, and little more; nothing that grows with C > N."""
     D = 1024
     x = torch.randn(N, D, device="cuda", dtype=torch.bfloat16)
     y = torch.randint(0, C, (N,), device="cuda")
-    step(x, y, C)
+    step(backend, x, y, C)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step(x, y, C)
+    step(backend, x, y, C)
     peak = torch.cuda.max_memory_allocated() - before
     table = min(N, C) * D * 4
     assert peak <= 1.25 * (x.nbytes + table) + (4 << 20)
@@ -170,25 +172,25 @@ def test_peak_memory(N, C):
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("shape", [(512, 300, 100), (4000, 200, 50), (300, 64, 5000)], ids=str)
-def test_the_same_bits_on_every_run(shape, deterministic):
+def test_the_same_bits_on_every_run(backend, shape, deterministic):
     N, D, C = shape
     x = torch.randn(N, D, device="cuda", dtype=torch.bfloat16)
     y = torch.randint(0, C, (N,), device="cuda")
-    first = step(x, y, C)
+    first = step(backend, x, y, C)
     torch.use_deterministic_algorithms(deterministic)
     try:
-        assert all(equal(first, step(x, y, C)) for _ in range(20))
+        assert all(equal(first, step(backend, x, y, C)) for _ in range(20))
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(256, 128, 100), (8192, 512, 1000), (64, 32, 1000)], ids=str)
-def test_four_launches_forward_and_one_backward(shape, dtype):
+def test_four_launches_forward_and_one_backward(backend, shape, dtype):
     N, D, C = shape
     x = torch.randn(N, D, device="cuda").to(dtype).requires_grad_()
     y = torch.randint(0, C, (N,), device="cuda")
-    settings, backend = Settings("relu", True, False, 1e-6), backends.get("triton")
+    settings, backend = Settings("relu", True, False, 1e-6), backends.get(backend)
     upstream = torch.ones((), device="cuda", dtype=accumulation_dtype(dtype))
 
     def forward():
@@ -209,27 +211,27 @@ def test_four_launches_forward_and_one_backward(shape, dtype):
 
 
 @pytest.mark.parametrize("shape", [(256, 128, 100), (2000, 128, 10), (64, 32, 1000)], ids=str)
-def test_no_host_synchronisation(shape):
+def test_no_host_synchronisation(backend, shape):
     N, D, C = shape
     x, y = torch.randn(N, D, device="cuda"), torch.randint(0, C, (N,), device="cuda")
-    step(x, y, C)
+    step(backend, x, y, C)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(x, y, C)
+        step(backend, x, y, C)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("shape", [(256, 128, 100), (2000, 128, 10), (64, 32, 1000)], ids=str)
-def test_cuda_graph(shape):
+def test_cuda_graph(backend, shape):
     """Captured once, replayed on other numbers: the same bits as eager mode gives for these."""
     N, D, C = shape
     x = torch.randn(N, D, device="cuda").requires_grad_()
     y = torch.randint(0, C, (N,), device="cuda")
 
     def run():
-        gini, kl = disc_terms(x, y, C, backend="triton")
+        gini, kl = disc_terms(x, y, C, backend=backend)
         return gini, kl, torch.autograd.grad(0.7 * gini + 0.4 * kl, x)[0]
 
     stream = torch.cuda.Stream()
@@ -247,40 +249,40 @@ def test_cuda_graph(shape):
         y.copy_(torch.randint(0, C, (N,)))
         graph.replay()
         got = [t.clone() for t in captured]
-        assert equal(got, step(x, y, C))
+        assert equal(got, step(backend, x, y, C))
 
 
-def test_several_streams():
+def test_several_streams(backend):
     batches = [
         (torch.randn(700, 130, device="cuda"), torch.randint(0, 20, (700,), device="cuda"))
         for _ in range(8)
     ]
-    expected = [step(x, y, 20) for x, y in batches]
+    expected = [step(backend, x, y, 20) for x, y in batches]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in batches]
     found = []
     for stream, (x, y) in zip(streams, batches, strict=True):
         with torch.cuda.stream(stream):
-            found.append(step(x, y, 20))
+            found.append(step(backend, x, y, 20))
     torch.cuda.synchronize()
     assert all(map(equal, found, expected))
 
 
-def test_on_another_device_than_the_current_one():
+def test_on_another_device_than_the_current_one(backend):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     x, y = torch.randn(50, 20, device="cuda:1"), torch.randint(0, 5, (50,), device="cuda:1")
     assert torch.cuda.current_device() == 0
-    there, here = step(x, y, 5), step(x.to("cuda:0"), y.to("cuda:0"), 5)
+    there, here = step(backend, x, y, 5), step(backend, x.to("cuda:0"), y.to("cuda:0"), 5)
     assert equal([t.cpu() for t in there], [t.cpu() for t in here])
 
 
-def test_bad_labels_are_counted_without_a_dead_context():
+def test_bad_labels_are_counted_without_a_dead_context(backend):
     x, y = torch.randn(40, 8, device="cuda"), torch.randint(0, 5, (40,), device="cuda")
     y[3], y[9] = 5, -7
     x.requires_grad_()
-    disc_terms(x, y, 5, backend="triton")
+    disc_terms(x, y, 5, backend=backend)
     torch.cuda.synchronize()
     with pytest.raises(IndexError, match="2 labels of a batch on cuda"):
-        disc_terms(x, y.clamp(0, 4), 5, backend="triton")
-    assert torch.isfinite(disc_terms(x, y.clamp(0, 4), 5, backend="triton").gini)
+        disc_terms(x, y.clamp(0, 4), 5, backend=backend)
+    assert torch.isfinite(disc_terms(x, y.clamp(0, 4), 5, backend=backend).gini)

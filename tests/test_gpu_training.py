@@ -1,4 +1,4 @@
-"""The Triton backend on a GPU under torch.compile, autocast and warmup."""
+"""The backends of CUDA tensors on a GPU under torch.compile, autocast and warmup."""
 
 import copy
 import warnings
@@ -9,18 +9,18 @@ import torch.nn.functional as F
 
 import discfused
 from cases import labels, soft_labels
-from discfused import FusedDiscLoss, fused_disc_loss
+from discfused import FusedDiscLoss, backends, fused_disc_loss
 from discfused.backends import triton_runtime
-from test_triton_gpu import pytestmark, step, triton_can_run  # noqa: F401 (marks, a fixture)
+from test_gpu import backend, pytestmark, step  # noqa: F401 (marks, a fixture)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_compile(soft):
+def test_compile(backend, soft):  # noqa: F811
     y = soft_labels(96, 10).float() if soft else labels(96, 10)
     logits, x, y = torch.randn(96, 10).cuda(), torch.randn(96, 40).cuda(), y.cuda()
 
     def loss(logits, x):
-        return fused_disc_loss(logits, y, x, backend="triton")
+        return fused_disc_loss(logits, y, x, backend=backend)
 
     found = []
     for function in (loss, torch.compile(loss, fullgraph=True)):
@@ -32,7 +32,7 @@ def test_compile(soft):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_training_with_amp(dtype):
+def test_training_with_amp(backend, dtype):  # noqa: F811
     """Steps with a GradScaler follow those of the reference backend."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
@@ -40,7 +40,7 @@ def test_training_with_amp(dtype):
     ).cuda()
     inputs, target = torch.randn(6, 128, 20).cuda(), torch.randint(0, 5, (6, 128)).cuda()
     losses = []
-    for name in ("reference", "triton"):
+    for name in ("reference", backend):
         net = copy.deepcopy(model)
         criterion = FusedDiscLoss.attach(net, backend=name)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -66,6 +66,9 @@ def test_eager_cross_entropy_is_left_as_it_is():
 
 
 def test_warmup_leaves_nothing_to_compile():
+    why = backends.get("triton").unavailable()
+    if why is not None:
+        pytest.skip(why)
     discfused.warmup([(256, 96), (2048, 96)], [torch.bfloat16], num_classes=50)
     kernels = triton_runtime.kernels()
 
@@ -79,5 +82,5 @@ def test_warmup_leaves_nothing_to_compile():
         warnings.simplefilter("error")
         for N in (250, 256, 2048, 1900):
             x = torch.randn(N, 96, device="cuda").bfloat16()
-            step(x, torch.randint(0, 50, (N,), device="cuda"), 50)
+            step("triton", x, torch.randint(0, 50, (N,), device="cuda"), 50)
     assert compiled() == before

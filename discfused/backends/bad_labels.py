@@ -1,0 +1,50 @@
+"""Where the kernels of a GPU report labels out of range."""
+
+import atexit
+import functools
+import sys
+
+import torch
+
+
+class BadLabels:
+    """How many labels of a batch were out of range, told without a synchronisation.
+
+    Kernels write the number into pinned host memory, and only if there are any: no copy, no event,
+    nothing that a CUDA graph could not hold. The host looks when it comes by the next time, so the
+    error may come one call late, and after the last call when Python ends; the rows themselves
+    never count. torch._assert_async would leave the process without a usable device, and could not
+    say how many.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._host = self.flag.numpy()
+        atexit.register(self.last_words)
+
+    def check(self) -> None:
+        count = int(self._host[0])
+        if count:
+            self._host[0] = 0
+            raise IndexError(
+                f"{count} labels of a batch on {self.device} were out of range: expected class "
+                "indices in [0, num_classes) or ignore_index. Their rows did not count."
+            )
+
+    def last_words(self) -> None:
+        """Too late to raise. What the GPU has not come to by now stays untold."""
+        try:
+            self.check()
+        except IndexError as error:
+            print(f"discfused: {error}", file=sys.stderr)
+
+    def check_now(self) -> None:
+        """After a kernel: under the interpreter it has run by now."""
+        if self.device.type == "cpu":
+            self.check()
+
+
+@functools.cache
+def bad_labels(device: torch.device) -> BadLabels:
+    return BadLabels(device)
