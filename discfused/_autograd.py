@@ -194,6 +194,8 @@ class DiscTerms(torch.autograd.Function):
     def backward(ctx: Any, grad_penalty, grad_gini, grad_kl):
         *_, table, feature_coef, slot_coef = ctx.saved_tensors
         upstream = [g for g in (grad_penalty, grad_gini, grad_kl) if g is not None]
+        if not upstream:
+            return (None,) * 7
         gini_weight, kl_weight = ctx.weights
         if grad_gini is None and grad_kl is None:
             pull_gini = pull_kl = grad_penalty

@@ -27,7 +27,8 @@ class FeatureTap:
             prefixes `module.` and `_orig_mod.` may be there or not. Default: the last `nn.Linear`
             in the order of registration, whose *input* is captured.
         capture: "output" or "input" of the layers. Of a tuple the first tensor is taken. A module
-            that runs several times in one forward gives its last run.
+            that runs several times in one forward gives its last run. The input of a layer that
+            works in place (ReLU(inplace=True)) is copied.
 
     The model's parameters, buffers and state_dict do not change. Several taps on one model do not
     know of each other. Copies of the model (averaged weights, pickles) are not tapped.
@@ -60,6 +61,7 @@ class FeatureTap:
                 raise ValueError("layers is an empty list, expected at least one layer")
         self._single = layers is None or self_contained
         self._captured: list[Tensor | None] = [None] * len(tapped)
+        self._versions: list[int | None] = [None] * len(tapped)
         self._running = False  # inside a forward of the model
         self._removed = ""  # why, once it is
         # The first and the last hook of the root enclose the others, should the root be tapped.
@@ -87,12 +89,18 @@ class FeatureTap:
         """
         if self._removed:
             raise RuntimeError(f"this FeatureTap {self._removed}: attach a new one to the model")
-        captured, self._captured = self._captured, [None] * len(self._captured)
+        captured, versions = self._captured, self._versions
+        self._forget()
         if any(tensor is None for tensor in captured):
             raise RuntimeError(
                 "no features were captured since they were last taken: call the model "
                 "(model(x), not model.forward(x) or parts of it) once before each call of the "
                 "criterion, and see that the tapped layers run in it; or pass features yourself"
+            )
+        if any(map(_overwritten, captured, versions)):
+            raise RuntimeError(
+                "tapped features were overwritten after they were captured, as by a "
+                "torch.nn.ReLU(inplace=True): set inplace=False there, or tap that layer instead"
             )
         return captured[0] if self._single else captured
 
@@ -103,9 +111,13 @@ class FeatureTap:
         self._detach("was removed")
         _forget_compiled_code()
 
+    def _forget(self) -> None:
+        self._captured = [None] * len(self._captured)
+        self._versions = [None] * len(self._captured)
+
     def _detach(self, why: str) -> None:
         self._handles = []
-        self._captured = [None] * len(self._captured)
+        self._forget()
         self._running = False
         self._removed = why
 
@@ -137,7 +149,7 @@ class _Probe:
 
     def start(self, module: nn.Module, args: tuple) -> None:
         if self.tap is not None:
-            self.tap._captured = [None] * len(self.tap._captured)
+            self.tap._forget()
             self.tap._running = True
 
     def stop(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -148,9 +160,10 @@ class _Probe:
         self._keep(output)
 
     def input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._keep(args[0] if args else next(iter(kwargs.values()), None))
+        value = args[0] if args else next(iter(kwargs.values()), None)
+        self._keep(value, overwritten=getattr(module, "inplace", False))
 
-    def _keep(self, value: Any) -> None:
+    def _keep(self, value: Any, overwritten: bool = False) -> None:
         # Activation checkpointing runs layers again in backward, outside of the model's forward.
         if self.tap is None or not self.tap._running:
             return
@@ -161,13 +174,27 @@ class _Probe:
                 f"a tapped layer gave a {type(value).__name__}, expected a tensor or a tuple that "
                 "begins with one: tap another layer, or pass features to the criterion yourself"
             )
+        if overwritten:  # by the layer itself: its input is what comes before that
+            value = value.clone()
         self.tap._captured[self.index] = value
+        self.tap._versions[self.index] = _version(value)
 
     def __deepcopy__(self, memo: dict) -> "_Probe":
         return _Probe()
 
     def __reduce__(self):
         return _Probe, ()
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Counts what was written into a tensor; None where nobody counts."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return None
+    return tensor._version
+
+
+def _overwritten(tensor: Tensor, version: int | None) -> bool:
+    return version is not None and version != _version(tensor)
 
 
 def _forget_compiled_code() -> None:

@@ -268,3 +268,37 @@ def _saved_and_loaded(model):
     torch.save(model, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+class InPlace(nn.Sequential):
+    """What residual networks end with: a map that its own ReLU overwrites."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_input_of_a_layer_that_works_in_place_is_what_came_before(compiled):
+    model, x = InPlace(), torch.randn(4, 5)
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    with FeatureTap(model, "1", capture="input") as tap:
+        run(x)
+        features = tap.take()
+        torch.testing.assert_close(features, model[0](x))
+        assert (features < 0).any()
+        features.sum().backward()
+    torch.testing.assert_close(model[0].bias.grad, torch.full((6,), 4.0))
+
+
+def test_features_that_were_overwritten_are_refused():
+    model, x = InPlace(), torch.randn(4, 5)
+    with FeatureTap(model, "0") as tap:
+        model(x)
+        with pytest.raises(RuntimeError, match=r"overwritten.*inplace=False"):
+            tap.take()
+        with torch.inference_mode():
+            model(x)
+            assert tap.take().shape == (4, 6)  # nobody counts here
+    with FeatureTap(model, "1") as tap:
+        model(x)
+        assert (tap.take() >= 0).all()
