@@ -226,7 +226,7 @@ void run_terms(const TermsCall& call, const Run& run) {
         static_cast<A>(call.gini_weight),
         static_cast<A>(call.kl_weight)};
     const int64_t parts = terms_parts(call.D);
-    // A table this small is read faster by one block than the next launch begins.
+    // One block reads a table this small about as fast as another launch begins.
     if (parts <= kTermsWarps && call.S * call.D <= 16384) {
       while (kTermsWarps / a.slot_warps < parts) a.slot_warps /= 2;
       run.template launch<AllTerms<A>>(1, a);
