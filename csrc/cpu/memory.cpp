@@ -21,8 +21,9 @@ namespace {
 // Smaller ones come from memory that the C library keeps.
 constexpr size_t kSmallest = size_t{1} << 20;
 
-// One for each of several layers.
+// What waits at most: one block for each of several layers, and no more than a machine can spare.
 constexpr size_t kMostBlocks = 4;
+constexpr size_t kMostBytes = size_t{512} << 20;
 
 struct Block {
   explicit Block(size_t size) : data(c10::alloc_cpu(size)), bytes(size) {}
@@ -67,11 +68,9 @@ class KeptMemory final : public c10::Allocator {
     return {data, block.release(), &give_back, c10::Device(c10::DeviceType::CPU)};
   }
 
-  int64_t kept_bytes() {
+  size_t kept_bytes() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    int64_t bytes = 0;
-    for (const auto& block : kept_) bytes += static_cast<int64_t>(block->bytes);
-    return bytes;
+    return bytes_;
   }
 
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -82,28 +81,36 @@ class KeptMemory final : public c10::Allocator {
   // A block that is large enough, but not so large that it is wasted on so few bytes.
   std::unique_ptr<Block> find(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto block = kept_.rbegin(); block != kept_.rend(); ++block) {
-      if ((*block)->bytes < bytes || (*block)->bytes / 2 > bytes) continue;
-      std::unique_ptr<Block> found = std::move(*block);
-      kept_.erase(std::next(block).base());
-      return found;
+    for (auto block = kept_.end(); block != kept_.begin();) {
+      --block;  // the latest first
+      if ((*block)->bytes >= bytes && (*block)->bytes / 2 <= bytes) return take(block);
     }
     return nullptr;
   }
 
   void keep(std::unique_ptr<Block> block) {
-    std::unique_ptr<Block> oldest;  // freed after the lock
+    if (block->bytes > kMostBytes) return;
+    std::vector<std::unique_ptr<Block>> dropped;  // freed after the lock
     const std::lock_guard<std::mutex> lock(mutex_);
+    bytes_ += block->bytes;
     kept_.push_back(std::move(block));
-    if (kept_.size() <= kMostBlocks) return;
-    oldest = std::move(kept_.front());
-    kept_.erase(kept_.begin());
+    while (kept_.size() > kMostBlocks || bytes_ > kMostBytes) {
+      dropped.push_back(take(kept_.begin()));  // the oldest first
+    }
+  }
+
+  std::unique_ptr<Block> take(std::vector<std::unique_ptr<Block>>::iterator position) {
+    std::unique_ptr<Block> block = std::move(*position);
+    bytes_ -= block->bytes;
+    kept_.erase(position);
+    return block;
   }
 
   static void give_back(void* block);
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Block>> kept_;
+  size_t bytes_ = 0;  // of all of them
 };
 
 // Never destroyed: tensors may be freed after static objects are.
@@ -126,6 +133,6 @@ at::Tensor empty_kept(at::IntArrayRef shape, const at::TensorOptions& options) {
       c10::typeMetaToScalarType(options.dtype()), std::nullopt);
 }
 
-int64_t kept_bytes() { return kept_memory().kept_bytes(); }
+int64_t kept_bytes() { return static_cast<int64_t>(kept_memory().kept_bytes()); }
 
 }  // namespace discfused::cpu

@@ -1,6 +1,7 @@
 """Where the kernels of a GPU report labels out of range."""
 
 import atexit
+import ctypes
 import functools
 import sys
 
@@ -20,13 +21,14 @@ class BadLabels:
     def __init__(self, device: torch.device):
         self.device = device
         self.flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._host = self.flag.numpy()
+        # Not flag.numpy(): PyTorch does without NumPy, and so does discfused.
+        self._host = ctypes.c_int32.from_address(self.flag.data_ptr())
         atexit.register(self.last_words)
 
     def check(self) -> None:
-        count = int(self._host[0])
+        count = self._host.value
         if count:
-            self._host[0] = 0
+            self._host.value = 0
             raise IndexError(
                 f"{count} labels of a batch on {self.device} were out of range: expected class "
                 "indices in [0, num_classes) or ignore_index. Their rows did not count."
