@@ -29,7 +29,7 @@ import discfused
 from discfused.recipes._files import write_atomically
 from discfused.recipes.options import Options, identity
 
-PACKAGES = ("torch", "torchvision", "lightning", "transformers", "torchmetrics")
+PACKAGES = ("torchvision", "lightning", "transformers", "torchmetrics")
 COLUMNS = {
     "train": ["lr", "gini_weight", "kl_weight", "ce", "gini", "kl", "live", "accuracy"],
     "test": ["accuracy", "class_accuracy", "ce", "gini", "kl", "live"],
@@ -104,6 +104,7 @@ def environment(device: torch.device, world_size: int) -> dict[str, object]:
         "python": platform.python_version(),
         "discfused": discfused.__version__,
         "commit": _commit(),
+        "torch": torch.__version__,  # its metadata may not tell what it was built for
         "cuda": torch.version.cuda or torch.version.hip,
         **{package: _version(package) for package in PACKAGES},
     }
