@@ -78,8 +78,7 @@ def _slots(features: Tensor, labels: Labels) -> int:
 
 def keeps_slope(backend: Backend, features: Tensor, labels: Labels, center: bool) -> bool:
     """Whether a forward that a backward will follow keeps the slope of the table."""
-    slots = _slots(features, labels)
-    return center and not is_soft(labels) and backend.keeps_slope(features, slots)
+    return center and not is_soft(labels) and backend.keeps_slope(features, labels.num_classes)
 
 
 def terms_forward(

@@ -169,8 +169,10 @@ def test_a_compiled_training_step(backend):
     assert criterion.tap._captured == [None]
 
 
-def test_inductor(backend):
-    """The default compiler, once: forward and backward through generated code."""
+def test_inductor(backend, monkeypatch, tmp_path):
+    """The default compiler, once: forward and backward through generated code. With a cache of its
+    own, which knows an op by its name: another version of this library may have left others."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, CLASSES))
     criterion = FusedDiscLoss.attach(model, backend=backend)
     x, y = batch()

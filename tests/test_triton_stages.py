@@ -17,6 +17,7 @@ from cases import features, labels
 from discfused import backends
 from discfused._autograd import DiscTerms, terms_forward
 from discfused.backends import soft, triton_runtime
+from discfused.backends.bad_labels import bad_labels
 from discfused.backends.contract import ACTIVATIONS, Labels, Pull, Settings
 from discfused.reference import PHI
 from test_parity import check_terms
@@ -201,12 +202,14 @@ FORWARD = {
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("y", ["random", "one class"])
 @pytest.mark.parametrize("center", [True, False], ids=["centred", "raw"])
-def test_four_launches_forward_and_one_backward(path, dtype, y, center, monkeypatch, request):  # noqa: F811
+@pytest.mark.parametrize("C", [10, 40])
+def test_four_launches_forward_and_one_backward(path, dtype, y, center, C, monkeypatch, request):  # noqa: F811
     """Everything between features and the terms, and back: with PyTorch's own kernels counted."""
-    N, D, C = 40, 19, 10
+    N, D = 40, 19
     x, y = features(N, D, dtype).requires_grad_(), labels(N, C, y)
     settings = Settings("relu", center, False, 1e-6)
     expected = FORWARD[request.node.callspec.params["path"]]
+    bad_labels(x.device)  # made once a process
     with Launches(monkeypatch) as launched:
         penalty, _, _ = DiscTerms.apply(x, hard(y, C), None, settings, BACKEND, 0.3, 0.7)
         assert launched.names == expected

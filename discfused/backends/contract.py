@@ -141,7 +141,7 @@ class Backend(Protocol):
     ) -> Members:
         """A row with weight 0 does not count (slot -1), like an ignored one."""
 
-    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+    def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         """Whether forward is to keep the slope of the table, so that backward need not look at
         centred features with hard labels twice. Depends on shapes and dtypes alone."""
 

@@ -9,7 +9,7 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
     terms      2   reads 3 S D a, with the slope 4 S D a; 1 for small tables (S D <= 16384)
     gradient   1   reads N D e, writes N D e, gathers N D a
                2   centred, without the slope (class_histogram, soft labels, large batches with
-                   C >= N): reads all twice
+                   C > N): reads all twice
 """
 
 import torch
@@ -42,10 +42,10 @@ class CudaBackend(ThroughTable):
     def _kernels(self):
         return _library.load().cuda
 
-    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+    def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         # With a slot for every row, writing and reading it costs what the second look at x does,
         # and as much memory as the table: worth it only to save the launch.
-        return slots < features.shape[0] or features.numel() <= SMALL
+        return num_classes <= features.shape[0] or features.numel() <= SMALL
 
     def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
         target, weight, sample_weight, num_classes, ignore_index = labels

@@ -45,7 +45,7 @@ class CpuBackend:
             )
         )  # fmt: skip
 
-    def keeps_slope(self, features: Tensor, slots: int) -> bool:
+    def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         return False  # gradient makes its own
 
     def forward(

@@ -9,7 +9,7 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
     terms      2        reads 3 S D a         with the slope 4 S D a, from L2 as far as it fits
     gradient   1        reads N D e, gathers N D a (from L2), writes N D e
 
-Forward keeps the slope where C < N and a gradient is wanted. Else (N > 1024, C >= N) the gradient
+Forward keeps the slope where C <= N and a gradient is wanted. Else (N > 1024, C > N) the gradient
 takes a launch more, and reads and gathers twice. Beyond SCAN_ROWS or SCAN_COMPARISONS members sorts
 the rows with PyTorch's ops. Of slots longer than a chunk of rows (slot_rows_kernel) parts of the
 sums wait in Histogram.carry until terms reads the table. Nothing depends on C where C > N.
@@ -77,13 +77,13 @@ class TritonBackend(ThroughTable):
     def unavailable(self) -> str | None:
         return missing(interpreted())
 
-    def keeps_slope(self, features: Tensor, slots: int) -> bool:
-        # With a slot for every row the slope takes as much memory as the table, and writing and
-        # reading it (8 bytes an element in float32) costs what the second look does (2 or 4 of x
+    def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
+        # With a slot for every row the slope takes as much memory as the features in float32, and
+        # writing and reading it (8 bytes an element) costs what the second look does (2 or 4 of x
         # and 4 of the table).
         N, dtype = features.shape[0], accumulation_dtype(features.dtype)
         whole = (_whole(name, N, dtype) for name in ("whole_columns", "whole_gradient"))
-        return slots < N and not any(whole)
+        return num_classes <= N and not any(whole)
 
     def members(self, labels: Labels, slots: int, features: Tensor, activation: str) -> Members:
         C, ignore_index = labels[3:]

@@ -53,7 +53,7 @@ def warmup(
             )
             features = torch.randn(N, D, device=device).to(dtype)
             slots = min(N, num_classes)
-            slope = center and backend.keeps_slope(features, slots)
+            slope = center and backend.keeps_slope(features, num_classes)
             members = backend.members(labels, slots, features, activation)
             for keep in sorted({False, slope}):  # evaluation keeps none, the last is for gradient
                 histogram = backend.histogram(features, members, activation, center, slope=keep)
