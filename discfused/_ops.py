@@ -8,7 +8,7 @@ is an empty tensor, and so is a table that was not kept.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from discfused import _autograd, backends
 from discfused.backends.contract import Labels, Pull, Settings, accumulation_dtype
@@ -19,7 +19,7 @@ _LABELS = (
 _ROWS = "Tensor slot, Tensor row_weight, Tensor total"
 _COEFS = "Tensor table, Tensor feature_coef, Tensor slot_coef"
 
-_library = torch.library.Library("discfused", "DEF")
+_namespace = library.Library("discfused", "DEF")
 for _schema in (
     f"disc_terms(Tensor features, {_LABELS}, str activation, str backend, Tensor? prior, "
     "bool center, bool reverse, float eps) "
@@ -31,7 +31,7 @@ for _schema in (
     f"class_histogram_backward(Tensor grad_table, Tensor features, {_LABELS}, "
     f"str activation, str backend, {_ROWS}, Tensor mean) -> Tensor",
 ):
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _namespace.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _disc_terms(
@@ -162,9 +162,9 @@ def _autograd_of(backward, outputs: int):
 
 for _name, _outputs in (("disc_terms", 2), ("class_histogram", 1)):
     for _op in (_name, f"{_name}_backward"):
-        _library.impl(_op, globals()[f"_{_op}"], "CompositeExplicitAutograd")
-        torch.library.register_fake(f"discfused::{_op}", globals()[f"_{_op}_fake"])
-    torch.library.register_autograd(
+        _namespace.impl(_op, globals()[f"_{_op}"], "CompositeExplicitAutograd")
+        library.register_fake(f"discfused::{_op}", globals()[f"_{_op}_fake"])
+    library.register_autograd(
         f"discfused::{_name}",
         _autograd_of(getattr(torch.ops.discfused, f"{_name}_backward").default, _outputs),
         setup_context=_setup(_outputs),

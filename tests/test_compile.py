@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import library, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cases import features, labels, soft_labels
@@ -211,14 +211,14 @@ def test_opcheck(fused_backend, soft, center, num_classes):
     prior = torch.full((num_classes,), 1 / num_classes)
 
     args = (*given, prior, center, False, 1e-6)
-    torch.library.opcheck(ops.disc_terms, args)
+    library.opcheck(ops.disc_terms, args)
     state = ops.disc_terms(*(a.detach() if a is x else a for a in args))[2:]
     grads = torch.randn(()), torch.randn(())
     given = (x.detach(), *given[1:])
-    torch.library.opcheck(ops.disc_terms_backward, (*grads, *given, *state))
+    library.opcheck(ops.disc_terms_backward, (*grads, *given, *state))
 
     args = (x, *given[1:], center)
-    torch.library.opcheck(ops.class_histogram, args)
+    library.opcheck(ops.class_histogram, args)
     table, *state = ops.class_histogram(x.detach(), *args[1:])
     upstream = torch.randn_like(table)
-    torch.library.opcheck(ops.class_histogram_backward, (upstream, *given, *state))
+    library.opcheck(ops.class_histogram_backward, (upstream, *given, *state))

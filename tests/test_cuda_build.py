@@ -95,12 +95,12 @@ def test_no_source_is_forgotten():
 @pytest.mark.slow
 def test_the_library_with_both_parts(tmp_path):
     """As `pip install .` makes it: it links and loads, and tells what it was built for."""
-    from test_packaging import build
+    from test_packaging import built
 
     if torch.version.cuda is None:
         pytest.skip(f"torch {torch.__version__} is not a CUDA build: nothing to link with")
     nvcc = find_nvcc()
-    wheel = build("build_wheel", tmp_path, "cuda")
+    wheel = built("build_wheel", tmp_path, "cuda")
     site = tmp_path / "installed"
     shutil.unpack_archive(wheel, site, "zip")
     record = json.loads((site / "discfused/_build.json").read_text())

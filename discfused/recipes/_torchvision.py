@@ -9,7 +9,7 @@ Import torchvision from here and before transformers, which imports it, too.
 
 import sys
 
-import torch
+from torch import library
 
 # Two that torchvision describes to torch.compile while it is imported.
 MISSING = (
@@ -24,7 +24,7 @@ except RuntimeError as error:
         raise
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
-    operators = torch.library.Library("torchvision", "FRAGMENT")
+    operators = library.Library("torchvision", "FRAGMENT")
     for schema in MISSING:
         operators.define(schema)
     import torchvision
