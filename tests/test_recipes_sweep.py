@@ -97,6 +97,18 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
     assert sweep.run(recipe(), 1, tmp_path, CHANGES) == "1 runs done, 1 were there"
 
 
+def test_a_run_that_another_process_ends_meanwhile_is_not_counted_twice(tmp_path, monkeypatch):
+    launch = train.launch
+
+    def late(options):  # between the look for a result and the lock
+        monkeypatch.undo()
+        train.run(options, tmp_path / records.name(options))
+        return launch(options)
+
+    monkeypatch.setattr(train, "launch", late)
+    assert sweep.run(recipe(["ce"]), 1, tmp_path, CHANGES) == "0 runs done, 1 were there"
+
+
 @pytest.mark.slow
 def test_several_processes_share_a_sweep(tmp_path):
     processes = [start(tmp_path, "digits", "--seeds", "3", *TINY) for _ in range(3)]

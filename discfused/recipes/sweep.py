@@ -41,8 +41,10 @@ def run(recipe: dict, seeds: int, out: Path, changes: dict[str, object] | None =
                 already += 1  # without the start of a run
                 continue
             try:
-                train.run(options, folder, resume=True)
-                done += 1
+                if train.run_if_missing(options, folder):
+                    done += 1
+                else:  # another process has ended it since
+                    already += 1
             except records.InUse:
                 elsewhere += 1
             except FloatingPointError as error:

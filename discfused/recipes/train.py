@@ -55,12 +55,22 @@ def run(options: Options, folder: Path, *, resume: bool = False) -> dict:
         FloatingPointError: the loss is not finite.
         interrupt.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was left.
     """
+    return _row(options, folder, resume)[0]
+
+
+def run_if_missing(options: Options, folder: Path) -> bool:
+    """Begins the run or goes on with it, as `run` does, unless it has ended; False if it had."""
+    return _row(options, folder, resume=True)[1]
+
+
+def _row(options: Options, folder: Path, resume: bool) -> tuple[dict, bool]:
+    """The row of the run, and whether there was anything left to do for it."""
     fabric = launch(options)
     with contextlib.ExitStack() as held:
         # One process looks, and all do the same: whatever is in the folder may change meanwhile.
         found = _look(options, folder, resume, held) if fabric.is_global_zero else None
         found = _agreed(fabric, found)
-        return found or Training(options, folder, fabric).run()
+        return found or Training(options, folder, fabric).run(), not found
 
 
 def _look(
