@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from discfused import _inputs
 from discfused.backends.contract import (
     Backend,
     Histogram,
@@ -32,8 +33,12 @@ def _members(
         weight, sample_weight = (
             None if w is None else w.to(dtype) for w in (labels.weight, labels.sample_weight)
         )
-        labels = labels._replace(weight=weight, sample_weight=sample_weight)
-        return backend.members(labels, slots, features, activation)
+        checked = labels._replace(weight=weight, sample_weight=sample_weight)
+        try:
+            return backend.members(checked, slots, features, activation)
+        except IndexError:
+            _inputs.check_labels(labels.target, labels.num_classes, labels.ignore_index)
+            raise
     # Soft labels may touch every class: each has its slot, and m is a matrix.
     m = membership(labels, dtype).detach()
     row_weight = m.sum(1)
@@ -147,21 +152,24 @@ class _Once(torch.autograd.Function):
 def _save(ctx: Any, features: Tensor, labels: Labels, members: Members, *state) -> None:
     if not ctx.needs_input_grad[0]:
         return
-    if not is_soft(labels):  # hard labels live on in the slots
-        labels = labels._replace(target=members.slot, weight=None, sample_weight=None)
+    ctx.soft = is_soft(labels)
     ctx.numbers = labels.num_classes, labels.ignore_index
     rows = members.slot, members.row_weight, members.total
-    ctx.save_for_backward(features, *labels[:3], *rows, *state)
+    given = labels[:3] if ctx.soft else ()  # hard labels live on in the slots
+    ctx.save_for_backward(features, *rows, *state, *given)
 
 
-def _pull_back(ctx: Any, table: Tensor | None, pull, *upstream: Tensor) -> Tensor:
-    features, target, weight, sample_weight, slot, row_weight, total, mean, *_ = ctx.saved_tensors
-    labels = Labels(target, weight, sample_weight, *ctx.numbers)
+def _pull_back(ctx: Any, saved: tuple, table: Tensor | None, pull, *upstream: Tensor) -> Tensor:
+    features, slot, row_weight, total, mean, *_ = saved
+    given = saved[-3:] if ctx.soft else (slot, None, None)
+    labels = Labels(*given, *ctx.numbers)
     rows = slot, row_weight, total
-    with torch.no_grad():
-        dx = gradient(ctx.backend, features, labels, rows, mean, table, ctx.activation, pull)
-    # Grad mode is on in backward only under create_graph=True.
-    return _Once.apply(dx, ctx.backend, features, *upstream) if torch.is_grad_enabled() else dx
+    arguments = ctx.backend, features, labels, rows, mean, table, ctx.activation, pull
+    if not torch.is_grad_enabled():
+        return gradient(*arguments)
+    with torch.no_grad():  # grad mode is on in backward only under create_graph=True
+        dx = gradient(*arguments)
+    return _Once.apply(dx, ctx.backend, features, *upstream)
 
 
 class DiscTerms(torch.autograd.Function):
@@ -191,10 +199,11 @@ class DiscTerms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_penalty, grad_gini, grad_kl):
-        *_, table, feature_coef, slot_coef = ctx.saved_tensors
         upstream = [g for g in (grad_penalty, grad_gini, grad_kl) if g is not None]
         if not upstream:
             return (None,) * 7
+        saved = ctx.saved_tensors  # once: it is made anew each time
+        table, feature_coef, slot_coef = saved[5:8]
         gini_weight, kl_weight = ctx.weights
         if grad_gini is None and grad_kl is None:
             pull_gini = pull_kl = grad_penalty
@@ -205,7 +214,7 @@ class DiscTerms(torch.autograd.Function):
             pull_kl = penalty * kl_weight + (zero if grad_kl is None else grad_kl)
             gini_weight = kl_weight = 1.0
         pull = Pull(feature_coef, slot_coef, pull_gini, pull_kl, gini_weight, kl_weight, ctx.slope)
-        return (_pull_back(ctx, table, pull, *upstream), *[None] * 6)
+        return (_pull_back(ctx, saved, table, pull, *upstream), *[None] * 6)
 
 
 class ClassHistogram(torch.autograd.Function):
@@ -227,4 +236,4 @@ class ClassHistogram(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_table: Tensor):
-        return (_pull_back(ctx, grad_table, None, grad_table), *[None] * 4)
+        return (_pull_back(ctx, ctx.saved_tensors, grad_table, None, grad_table), *[None] * 4)

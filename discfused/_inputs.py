@@ -146,9 +146,14 @@ def labels(
     weight: object,
     sample_weight: object,
     ignore_index: int,
+    look: bool,
 ) -> Labels:
-    """The checked labels of features [N, D]; constants, so no gradient flows to them."""
-    t = target(t, num_classes, ignore_index, x.device)
+    """The checked labels of features [N, D]; constants, so no gradient flows to them.
+
+    `look` is whether class indices must be in range from here on. The fused backends look at every
+    one of them anyway, and raise check_labels' error.
+    """
+    t = target(t, num_classes, ignore_index, x.device, look)
     same_length("features", x, t)
     return Labels(
         t.detach(),
@@ -178,7 +183,9 @@ def loss_arguments(
     return t
 
 
-def target(value: object, num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
+def target(
+    value: object, num_classes: int, ignore_index: int, device: torch.device, look: bool = True
+) -> Tensor:
     """[N] int64 class indices, or [N, C] class probabilities."""
     t = _tensor("target", value)
     integer("num_classes", num_classes)
@@ -213,14 +220,18 @@ def target(value: object, num_classes: int, ignore_index: int, device: torch.dev
             + (": drop the last dimension with target.squeeze(1)" if t.shape[1:] == (1,) else "")
         )
     t = t.long()
-    if _values_can_be_read(t) and t.numel():
-        low, high = t.aminmax()
-        if low.item() < 0 or high.item() >= num_classes:  # numbers compare faster than tensors
-            _check_labels(t, num_classes, ignore_index)
+    if look:
+        check_labels(t, num_classes, ignore_index)
     return t
 
 
-def _check_labels(t: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_labels(t: Tensor, num_classes: int, ignore_index: int) -> None:
+    """An IndexError if class indices are out of range, where they can be read."""
+    if not _values_can_be_read(t) or not t.numel():
+        return
+    low, high = t.aminmax()
+    if low.item() >= 0 and high.item() < num_classes:  # numbers compare faster than tensors
+        return
     bad = ((t < 0) | (t >= num_classes)) & (t != ignore_index)
     rows = bad.nonzero().flatten().tolist()
     if rows:

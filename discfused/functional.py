@@ -225,8 +225,9 @@ def class_histogram(
     """
     options = _inputs.Options(ignore_index, activation, center, feature_dim=feature_dim)
     x = _inputs.features(features, feature_dim)
-    labels = _inputs.labels(target, x, num_classes, weight, sample_weight, ignore_index)
     name = backends.resolve(x.device.type, backend)
+    look = name == "reference"
+    labels = _inputs.labels(target, x, num_classes, weight, sample_weight, ignore_index, look)
     arguments = options.activation, options.center
     if name == "reference":
         return reference.class_histogram(x, labels, *arguments)
@@ -252,26 +253,30 @@ def _layers(
     results = []
     for layer in layers:
         x = _inputs.features(layer if differentiable else layer.detach(), options.feature_dim)
-        labels = _inputs.labels(target, x, num_classes, weight, sample_weight, options.ignore_index)
+        name = backends.resolve(x.device.type, options.backend)
+        labels = _inputs.labels(
+            target, x, num_classes, weight, sample_weight, options.ignore_index,
+            look=name == "reference",
+        )  # fmt: skip
         pi = _inputs.prior(prior, num_classes, accumulation_dtype(x.dtype), x.device)
-        results.append(_terms(x, labels, pi, options, weights))
+        results.append(_terms(name, x, labels, pi, options, weights))
     if len(results) == 1:
         return results[0], labels
     return tuple(sum(values) / len(values) for values in zip(*results, strict=True)), labels
 
 
 def _terms(
+    name: str,
     x: Tensor,
     labels: Labels,
     prior: Tensor | None,
     options: _inputs.Options,
     weights: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """penalty (gini alone where it has no weights), gini, kl"""
+    """penalty, gini, kl, by the backend of that name; both weights are 1 if none are given"""
     settings = Settings(
         options.activation, options.center, options.kl_direction == "reverse", options.eps
     )
-    name = backends.resolve(x.device.type, options.backend)
     gini_weight, kl_weight = weights or (1.0, 1.0)
     if name == "reference":
         gini, kl = reference.disc_terms(x, labels, prior, settings)

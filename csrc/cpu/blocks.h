@@ -147,8 +147,7 @@ class PackedRows {
       const int64_t* order = plan_.order.data() + first;
       Acc* packed = memory_.get() + (fits_ ? first * span_.width : 0);
       if (!packed_) {
-        kernels<Acc>().pack[features_.type](
-            source_, order, chunk.rows, plan_.rows - first, span_, packed);
+        kernels<Acc>().pack[features_.type](source_, order, chunk.rows, span_, packed);
       }
       body(chunk, PackedChunk<Acc>{packed, plan_.weight.data() + first, order, chunk.rows});
       first += chunk.rows;

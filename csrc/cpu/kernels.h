@@ -19,7 +19,7 @@ constexpr int64_t kChunkRows = 64;
 constexpr int64_t kAlignment = 64;  // bytes
 constexpr int kActivations = 5;     // the values of Activation in disc_math.h
 
-// Element types of features, as indices of Kernels::pack and Kernels::unpack.
+// Element types of features.
 enum FeatureType : int { kAccumulated, kHalf, kBFloat16, kFeatureTypes };
 
 // Columns of a block: those that exist, padded with zeros to `width`, a multiple of kAlignment
@@ -88,10 +88,9 @@ struct Pull {
 
 template <typename Acc>
 struct Kernels {
-  // packed[k] = source[order[k]] for k < rows. The caller will want rows up to `ahead` as well.
-  using Pack = void (*)(
-      const Source& source, const int64_t* order, int64_t rows, int64_t ahead, Span span,
-      Acc* packed);
+  // packed[k] = source[order[k]] for k < rows
+  using Pack =
+      void (*)(const Source& source, const int64_t* order, int64_t rows, Span span, Acc* packed);
   // sum += weight^T packed, magnitude += weight^T size_of(packed)
   using Moments = void (*)(const PackedChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude);
 

@@ -35,35 +35,28 @@ inline void for_each_group(Span span, Body body) {
 
 // ---------------------------------------------------------------- between features and blocks
 
-// Rows in the order of their classes are far apart: the processor cannot guess the next one.
-constexpr int64_t kPrefetchRows = 8;
-constexpr int kSecondLevel = 2;  // rows at a power-of-two distance would crowd out the first cache
-
 template <typename Acc, typename T>
-void pack(
-    const Source& source, const int64_t* order, int64_t rows, int64_t ahead, Span span,
-    Acc* packed) {
+void pack(const Source& source, const int64_t* order, int64_t rows, Span span, Acc* packed) {
   const T* data = static_cast<const T*>(source.data);
+  if (source.column_stride == 1 && span.columns == span.width) {
+    for_each_group<Acc>(span, [&](auto group) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const T* from = data + order[row] * source.row_stride;
+        for (int k = 0; k < group.kVectors; ++k) {
+          group.store(packed + row * span.width, k, widen(from + group.at(k)));
+        }
+      }
+    });
+    return;
+  }
   for (int64_t row = 0; row < rows; ++row, packed += span.width) {
     const T* from = data + order[row] * source.row_stride;
-    T tail[kLanes<Acc>] = {};
-    int64_t column = 0;
-    if (source.column_stride == 1) {
-      const T* next =
-          data + order[row + kPrefetchRows < ahead ? row + kPrefetchRows : row] * source.row_stride;
-      for (int64_t c = 0; c < span.columns; c += kAlignment / sizeof(T)) {
-        __builtin_prefetch(next + c, 0, kSecondLevel);
+    for (int64_t column = 0; column < span.width; column += kLanes<Acc>) {
+      T values[kLanes<Acc>] = {};
+      for (int64_t lane = 0; lane < kLanes<Acc> && column + lane < span.columns; ++lane) {
+        values[lane] = from[(column + lane) * source.column_stride];
       }
-      for (; column + kLanes<Acc> <= span.columns; column += kLanes<Acc>) {
-        store(packed + column, widen(from + column));
-      }
-    }
-    for (; column < span.width; column += kLanes<Acc>) {
-      for (int64_t lane = 0; lane < kLanes<Acc>; ++lane) {
-        const int64_t c = column + lane;
-        tail[lane] = c < span.columns ? from[c * source.column_stride] : T{};
-      }
-      store(packed + column, widen(tail));
+      store(packed + column, widen(values));
     }
   }
 }
@@ -207,13 +200,54 @@ class GradientRows {
   Vector<Acc> outer_[K], constant_[K], slope_[K];
 };
 
+// How vectors of d loss / d features reach a row of the batch: where all their columns exist, where
+// they go past the caches, and where only the first `columns` exist.
+struct Plain {
+  template <typename T, typename V>
+  static void put(T* to, V value, int64_t) {
+    std::memcpy(to, &value, sizeof value);
+  }
+};
+
+struct Streamed {
+  template <typename T, typename V>
+  static void put(T* to, V value, int64_t) {
+    stream(to, value);
+  }
+};
+
+struct Partial {
+  template <typename T, typename V>
+  static void put(T* to, V value, int64_t columns) {
+    constexpr int64_t kCount = sizeof(V) / sizeof(T);
+    T elements[kCount];
+    std::memcpy(elements, &value, sizeof value);
+    for (int64_t j = 0; j < kCount && j < columns; ++j) to[j] = elements[j];
+  }
+};
+
+// body(how the vectors of the group are stored)
+template <typename Acc, int K, typename Body>
+inline void with_store(Group<Acc, K> group, Span span, const Target& target, Body body) {
+  if (group.at(K) > span.columns) {
+    body(Partial());
+  } else if (target.stream) {
+    body(Streamed());
+  } else {
+    body(Plain());
+  }
+}
+
 // One group of columns of d loss / d features.
 template <typename Acc, typename T, int K>
 class GradientColumns {
  public:
   GradientColumns(
       Group<Acc, K> group, const Acc* mean, const Acc* shift, Span span, const Target& target)
-      : group_(group), columns_(span.columns), target_(target) {
+      : group_(group),
+        columns_(span.columns),
+        target_(static_cast<T*>(target.data)),
+        row_stride_(target.row_stride) {
     for (int k = 0; k < K; ++k) {
       mean_[k] = group.load(mean, k);
       shift_[k] = group.load(shift, k);
@@ -221,26 +255,21 @@ class GradientColumns {
   }
 
   // Row `to` of the batch, from its features x, its weight and d loss / d activations.
-  template <Activation A>
-  void write(const Acc* x, Acc weight, const Vector<Acc> (&grad)[K], int64_t to) const {
-    T* row = static_cast<T*>(target_.data) + to * target_.row_stride;
+  template <Activation A, typename Store>
+  void write(Store, const Acc* x, Acc weight, const Vector<Acc> (&grad)[K], int64_t to) const {
+    T* row = target_ + to * row_stride_;
     for (int k = 0; k < K; ++k) {
       const Vector<Acc> z = group_.load(x, k) - mean_[k];
-      const auto value = narrow<T>(discfused::pull_back<A>(z, grad[k]) - weight * shift_[k]);
-      const int64_t count = columns_ - group_.at(k);
-      if (count >= kLanes<Acc>) {
-        target_.stream ? stream(row + group_.at(k), value)
-                       : static_cast<void>(std::memcpy(row + group_.at(k), &value, sizeof value));
-      } else if (count > 0) {
-        std::memcpy(row + group_.at(k), &value, count * sizeof(T));
-      }
+      const Vector<Acc> dx = discfused::pull_back<A>(z, grad[k]) - weight * shift_[k];
+      Store::put(row + group_.at(k), narrow<T>(dx), columns_ - group_.at(k));
     }
   }
 
  private:
   Group<Acc, K> group_;
   int64_t columns_;
-  const Target& target_;
+  T* target_;
+  int64_t row_stride_;
   Vector<Acc> mean_[K], shift_[K];
 };
 
@@ -252,15 +281,19 @@ void write(
     constexpr int K = group.kVectors;
     const GradientRows<Acc, K> gradient_rows(group, pull, table);
     const GradientColumns<Acc, T, K> columns(group, mean, shift, span, target);
-    Vector<Acc> G[K], grad[K];
-    for (const Run* run = runs.begin; run != runs.end; ++run) {
-      gradient_rows.load(run->slot, G);
-      for (int64_t row = run->begin; row < run->end; ++row) {
-        for (int k = 0; k < K; ++k) grad[k] = chunk.weight[row] * G[k];
-        columns.template write<A>(
-            chunk.data + row * span.width, chunk.weight[row], grad, chunk.order[row]);
+    with_store(group, span, target, [&](auto store) {
+      const PackedChunk<Acc> rows = chunk;  // a copy that no store can change
+      Vector<Acc> G[K], grad[K];
+      for (const Run* run = runs.begin; run != runs.end; ++run) {
+        gradient_rows.load(run->slot, G);
+        for (int64_t row = run->begin, end = run->end; row < end; ++row) {
+          const Acc weight = rows.weight[row];
+          for (int k = 0; k < K; ++k) grad[k] = weight * G[k];
+          columns.template write<A>(
+              store, rows.data + row * span.width, weight, grad, rows.order[row]);
+        }
       }
-    }
+    });
   });
   if (target.stream) fence_streams();
 }
@@ -292,12 +325,15 @@ void write_spread(
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     const GradientColumns<Acc, T, K> columns(group, mean, shift, span, target);
-    Vector<Acc> grad[K];
-    for (int64_t row = 0; row < chunk.rows; ++row) {
-      const int64_t at = row * span.width;
-      for (int k = 0; k < K; ++k) grad[k] = group.load(grads + at, k);
-      columns.template write<A>(chunk.data + at, chunk.weight[row], grad, chunk.order[row]);
-    }
+    with_store(group, span, target, [&](auto store) {
+      Vector<Acc> grad[K];
+      for (int64_t row = 0; row < chunk.rows; ++row) {
+        const int64_t at = row * span.width;
+        for (int k = 0; k < K; ++k) grad[k] = group.load(grads + at, k);
+        columns.template write<A>(
+            store, chunk.data + at, chunk.weight[row], grad, chunk.order[row]);
+      }
+    });
   });
   if (target.stream) fence_streams();
 }

@@ -81,12 +81,14 @@ struct Lanes {
 template <typename V>
 inline void stream(void* to, V v) {
 #ifdef DISCFUSED_X86
-  if constexpr (sizeof(V) % sizeof(__m128i) == 0) {
-    __m128i parts[sizeof(V) / sizeof(__m128i)];
-    std::memcpy(parts, &v, sizeof v);
-    for (const __m128i& part : parts) {
-      _mm_stream_si128(static_cast<__m128i*>(to) + (&part - parts), part);
-    }
+  if constexpr (sizeof v == sizeof(__m512i)) {
+    _mm512_stream_si512(static_cast<__m512i*>(to), bits_as<__m512i>(v));
+    return;
+  } else if constexpr (sizeof v == sizeof(__m256i)) {
+    _mm256_stream_si256(static_cast<__m256i*>(to), bits_as<__m256i>(v));
+    return;
+  } else if constexpr (sizeof v == sizeof(__m128i)) {
+    _mm_stream_si128(static_cast<__m128i*>(to), bits_as<__m128i>(v));
     return;
   }
 #endif

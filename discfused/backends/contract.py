@@ -139,7 +139,11 @@ class Backend(Protocol):
         features: Tensor,  # a backend may start on sums of them that need no slots
         activation: str,
     ) -> Members:
-        """A row with weight 0 does not count (slot -1), like an ignored one."""
+        """A row with weight 0 does not count (slot -1), like an ignored one.
+
+        Raises IndexError for a label out of range; on a GPU maybe later, because the host does not
+        wait for it.
+        """
 
     def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         """Whether forward is to keep the slope of the table, so that backward need not look at
