@@ -68,7 +68,7 @@ def test_a_killed_sweep_ends_in_the_same_table(tmp_path):
     recipe = read(Path("caltech101-cpu"))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     killed.mkdir()
-    assert sweep.run(recipe, 2, whole, changes) == "8 runs done, 0 were there"
+    assert sweep.run(recipe, 2, whole, changes) == "10 runs done, 0 were there"
 
     out = killed / "out"
     process = start(killed, "caltech101-cpu", "--seeds", "2", *given)
@@ -78,14 +78,14 @@ def test_a_killed_sweep_ends_in_the_same_table(tmp_path):
     process.kill()
     process.communicate()
     there = len([*out.glob("*/result.jsonl")])
-    assert 2 <= there < 8
+    assert 2 <= there < 10
     text = sweep.run(recipe, 2, out, changes)
-    assert text == f"{8 - there} runs done, {there} were there"
+    assert text == f"{10 - there} runs done, {there} were there"
 
     assert untimed(out) == untimed(whole)
     assert table.make(out) == table.make(whole)
     assert (out / "table.md").read_text() == (whole / "table.md").read_text()
-    assert sweep.run(recipe, 2, out, changes) == "0 runs done, 8 were there"
+    assert sweep.run(recipe, 2, out, changes) == "0 runs done, 10 were there"
     assert untimed(out) == untimed(whole)  # table's own results.jsonl counts no run twice
 
 
@@ -150,6 +150,13 @@ def test_the_three_commands(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs/table.png").stat().st_size > 10_000
 
 
+def test_seeds_that_no_search_has_seen(tmp_path):
+    out = tmp_path / "runs"
+    given = ["digits", "--seeds", "2", "--first-seed", "5", *TINY, "--set", "loss.name=ce"]
+    assert cli.main(["sweep", *given, "--out", str(out)]) == 0
+    assert [row["seed"] for row in table.collect(out)] == [5, 6]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -160,6 +167,7 @@ def test_the_three_commands(tmp_path, monkeypatch, capsys):
         (["train", "--data", "digits", "--batch-size", "999"], "expected at most the 200"),
         (["train", "--data", "digits", "--set", "loss.layers=[nowhere]"], "does not have; near"),
         (["sweep", "digits", "--seeds", "0"], "--seeds is 0, expected at least 1"),
+        (["sweep", "digits", "--first-seed", "-1"], "--first-seed is -1, expected at least 0"),
         (["sweep", "nowhere.yaml"], "expected a YAML file, or one of caltech101"),
         (["table", "."], "holds no results"),
     ],

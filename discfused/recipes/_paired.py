@@ -5,36 +5,37 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.special import stdtrit
+from scipy import stats
 
-# Fewer differences can be alike by chance, and their standard error says too little.
-FEWEST_PAIRS = 5
+LEVEL = 0.95
 
 
 class Paired(NamedTuple):
+    """A number minus that of cross-entropy. One pair, or pairs that differ by the same, have no
+    spread to test against: all but `pairs` and `mean` are NaN."""
+
     pairs: int
-    mean: float  # of the differences
-    error: float  # standard error of the mean; NaN with one pair
-    low: float  # 95% interval of the mean, by Student's t; unbounded with one pair
+    mean: float
+    error: float  # standard error of the mean
+    low: float  # 95% interval of the mean, by Student's t
     high: float
+    p: float  # of the paired t-test
 
     @property
     def verdict(self) -> str:
-        if self.pairs >= FEWEST_PAIRS:
-            if self.low > 0:
-                return "a gain"
-            if self.high < 0:
-                return "a loss"
-        return "undecided"
+        if not self.p < 1 - LEVEL:
+            return "undecided"
+        return "gain" if self.mean > 0 else "loss"
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
-    """d_i = values_i - baseline_i: mean(d), sd(d) / sqrt(n), mean(d) +- t(97.5%, n - 1) error."""
+    """d_i = values_i - baseline_i: mean(d), sd(d) / sqrt(n), interval and test of mean(d) = 0."""
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
     n = len(differences)
     mean = statistics.mean(differences)
-    if n == 1:
-        return Paired(n, mean, math.nan, -math.inf, math.inf)
+    if len(set(differences)) == 1:
+        return Paired(n, mean, *[math.nan] * 4)
+    test = stats.ttest_1samp(differences, 0)
+    low, high = test.confidence_interval(LEVEL)
     error = statistics.stdev(differences) / math.sqrt(n)
-    margin = float(stdtrit(n - 1, 0.975)) * error
-    return Paired(n, mean, error, mean - margin, mean + margin)
+    return Paired(n, mean, error, float(low), float(high), float(test.pvalue))

@@ -41,6 +41,8 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     sweep = add("sweep", run_sweep, "run all of a recipe's combinations that are missing in DIR")
     sweep.add_argument("recipe", help="YAML file, or the name of one that comes with discfused")
     sweep.add_argument("--seeds", type=int, default=5, help="runs of each (default: 5)")
+    sweep.add_argument("--first-seed", type=int, default=0, metavar="S", help="their seeds are "
+                       "S, S + 1, ... (default: 0): others than those of a search")  # fmt: skip
     _add_shared(sweep)
 
     table = add("table", run_table, "Markdown and picture of all the runs in a folder")
@@ -92,9 +94,11 @@ def run_sweep(given: argparse.Namespace) -> int:
 
         if given.seeds < 1:
             raise ValueError(f"--seeds is {given.seeds}, expected at least 1")
+        if given.first_seed < 0:
+            raise ValueError(f"--first-seed is {given.first_seed}, expected at least 0")
         path = Path(given.recipe)
         out = given.out or Path("runs", path.stem)
-        said = sweep.run(read(path), given.seeds, out, _changes(given))
+        said = sweep.run(read(path), given.seeds, out, _changes(given), given.first_seed)
         print(f"{out}: {said}\nnow: discfused table {out}")
 
     return _attempt(act)

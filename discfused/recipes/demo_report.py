@@ -2,7 +2,7 @@
 
 import statistics
 
-from discfused.recipes._paired import FEWEST_PAIRS, Paired, paired
+from discfused.recipes._paired import Paired, paired
 from discfused.recipes.demo_data import FEATURES, LOSSES, Run
 
 
@@ -38,11 +38,9 @@ def findings(runs: list[Run]) -> str:
     for loss in LOSSES[1:]:
         pairs = _accuracy(runs, loss)
         text = f"{_difference(pairs)} points of accuracy"
-        if pairs.pairs > 1:
+        if pairs.low == pairs.low:
             text += f", 95% interval {pairs.low:+.2f} to {pairs.high:+.2f}"
         text += f": {pairs.verdict}"
-        if pairs.pairs < FEWEST_PAIRS:
-            text += f" (fewer than {FEWEST_PAIRS} seeds decide nothing)"
         ginis = zip(_column(runs, loss, "gini"), _column(runs, LOSSES[0], "gini"), strict=True)
         lower = sum(gini < without for gini, without in ginis)
         lines.append(f"{loss} against ce: {text}.")
@@ -52,7 +50,7 @@ def findings(runs: list[Run]) -> str:
 
 
 def _difference(pairs: Paired) -> str:
-    return f"{pairs.mean:+.2f}" + (f" +- {pairs.error:.2f}" if pairs.pairs > 1 else "")
+    return f"{pairs.mean:+.2f}" + (f" +- {pairs.error:.2f}" if pairs.error == pairs.error else "")
 
 
 def _accuracy(runs: list[Run], loss: str) -> Paired:

@@ -31,10 +31,13 @@ def cells(recipe: dict, changes: dict[str, object], seed: int) -> list[Options]:
     return list(found.values())
 
 
-def run(recipe: dict, seeds: int, out: Path, changes: dict[str, object] | None = None) -> str:
-    """Runs what is missing, seed by seed so that pairs are complete early; says what was done."""
+def run(
+    recipe: dict, seeds: int, out: Path, changes: dict[str, object] | None = None, first: int = 0
+) -> str:
+    """Runs what is missing of the seeds from `first` on, one after the other so that pairs are
+    complete early; says what was done."""
     done = already = elsewhere = failed = 0
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         for options in cells(recipe, changes or {}, seed):
             folder = out / records.name(options)
             if (folder / records.RESULT).exists() and "WORLD_SIZE" not in os.environ:

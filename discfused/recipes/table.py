@@ -1,7 +1,7 @@
 """What the runs in a folder say: a table, a picture, and a verdict for every comparison.
 
 Runs are paired by their seed with the runs of cross-entropy that are like them in everything but
-the two terms; the paired t-test and its interval are scipy's.
+the two terms.
 """
 
 import json
@@ -14,14 +14,13 @@ import matplotlib
 
 matplotlib.use("Agg")  # writes files, with or without a screen
 import matplotlib.pyplot as plt
-from scipy import stats
 
 from discfused.recipes._files import write_atomically
+from discfused.recipes._paired import Paired, paired
 from discfused.recipes.options import LOSSES
 from discfused.recipes.records import read_rows
 
 ROWS, TABLE, PICTURE = "results.jsonl", "table.md", "table.png"
-LEVEL = 0.95
 ALWAYS = ("data.name", "model.name", "loss.name")  # a column each; the other options share one
 OF_CROSS_ENTROPY = ("loss.name", "loss.label_smoothing")  # the loss options that it has
 
@@ -32,22 +31,6 @@ class Cell(NamedTuple):
     options: dict[str, object]
     rows: dict[int, dict]  # by seed, those that ended well
     failed: int
-
-
-class Paired(NamedTuple):
-    """Accuracy minus that of cross-entropy, in percentage points, over pairs of runs."""
-
-    pairs: int
-    mean: float
-    low: float
-    high: float
-    p: float
-
-    @property
-    def verdict(self) -> str:
-        if not self.p < 1 - LEVEL:
-            return "undecided"
-        return "gain" if self.mean > 0 else "loss"
 
 
 def make(folder: Path) -> str:
@@ -96,14 +79,7 @@ def compare(cell: Cell, cells: list[Cell]) -> Paired | None:
     seeds = sorted(cell.rows.keys() & plain.rows.keys())
     if not seeds:
         return None
-    ours, theirs = ([of.rows[seed]["accuracy"] for seed in seeds] for of in (cell, plain))
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    mean = statistics.mean(differences)
-    if len(seeds) == 1 or len(set(differences)) == 1:  # no spread to test against
-        return Paired(len(seeds), mean, float("nan"), float("nan"), float("nan"))
-    test = stats.ttest_rel(ours, theirs)
-    interval = test.confidence_interval(LEVEL)
-    return Paired(len(seeds), mean, float(interval.low), float(interval.high), float(test.pvalue))
+    return paired(*([of.rows[seed]["accuracy"] for seed in seeds] for of in (cell, plain)))
 
 
 def markdown(cells: list[Cell]) -> str:
@@ -114,16 +90,16 @@ def markdown(cells: list[Cell]) -> str:
     ]
     verdicts = []
     for cell in cells:
-        paired = compare(cell, cells)
+        pairs = compare(cell, cells)
         names = [str(cell.options[name]) for name in ALWAYS]
         others = _others(cell, cells)
         runs = f"{len(cell.rows)}" + (f" + {cell.failed} failed" if cell.failed else "")
         values = [_mean(cell, "accuracy", 2), _mean(cell, "class_accuracy", 2)]
         values += [_mean(cell, "gini", 3), _mean(cell, "kl", 4), _mean(cell, "live", 3)]
-        values += ["-", "-"] if paired is None else [_difference(paired), _number(paired.p, ".2g")]
+        values += ["-", "-"] if pairs is None else [_difference(pairs), _number(pairs.p, ".2g")]
         lines.append("| " + " | ".join([*names, others or "-", runs, *values]) + " |")
-        if paired is not None:
-            verdicts.append(_sentence(", ".join([*names, *([others] if others else [])]), paired))
+        if pairs is not None:
+            verdicts.append(_sentence(", ".join([*names, *([others] if others else [])]), pairs))
     lines += ["", "Accuracies in percent on the test images, mean ± standard deviation over seeds; "
               "differences are paired by seed, with a paired t-test."]  # fmt: skip
     if len(verdicts) > 1:
@@ -146,11 +122,11 @@ def draw(cells: list[Cell], path: Path) -> None:
         left.plot(accuracies, [y] * len(accuracies), "o", color="tab:blue", alpha=0.4)
         if accuracies:
             left.plot(statistics.mean(accuracies), y, "|", color="black", markersize=14)
-        paired = compare(cell, cells)
-        if paired is not None:
-            color = {"gain": "tab:green", "loss": "tab:red"}.get(paired.verdict, "tab:gray")
-            right.plot(paired.mean, y, "o", color=color)
-            right.plot([paired.low, paired.high], [y, y], color=color)
+        pairs = compare(cell, cells)
+        if pairs is not None:
+            color = {"gain": "tab:green", "loss": "tab:red"}.get(pairs.verdict, "tab:gray")
+            right.plot(pairs.mean, y, "o", color=color)
+            right.plot([pairs.low, pairs.high], [y, y], color=color)
     right.axvline(0, color="black", linewidth=0.8)
     left.set(yticks=range(len(cells)), xlabel="test accuracy, %", title="runs and their mean")
     left.set_yticklabels(names, fontsize=8)
@@ -202,15 +178,15 @@ def _number(value: float, how: str) -> str:
     return "-" if value != value else format(value, how)
 
 
-def _difference(paired: Paired) -> str:
-    if paired.low != paired.low:
-        return f"{paired.mean:+.2f}"
-    return f"{paired.mean:+.2f} ({paired.low:+.2f} to {paired.high:+.2f})"
+def _difference(pairs: Paired) -> str:
+    if pairs.low != pairs.low:
+        return f"{pairs.mean:+.2f}"
+    return f"{pairs.mean:+.2f} ({pairs.low:+.2f} to {pairs.high:+.2f})"
 
 
-def _sentence(what: str, paired: Paired) -> str:
-    if paired.p != paired.p:
-        return (f"- {what}: undecided, {paired.mean:+.2f} points in {paired.pairs} "
-                f"pair{'s' * (paired.pairs > 1)}, too little to tell: run more seeds.")  # fmt: skip
-    return (f"- {what}: {paired.verdict}, {_difference(paired)} points, p = {paired.p:.2g} "
-            f"over {paired.pairs} pairs.")  # fmt: skip
+def _sentence(what: str, pairs: Paired) -> str:
+    if pairs.p != pairs.p:
+        return (f"- {what}: undecided, {pairs.mean:+.2f} points in {pairs.pairs} "
+                f"pair{'s' * (pairs.pairs > 1)}, too little to tell: run more seeds.")  # fmt: skip
+    return (f"- {what}: {pairs.verdict}, {_difference(pairs)} points, p = {pairs.p:.2g} "
+            f"over {pairs.pairs} pairs.")  # fmt: skip
