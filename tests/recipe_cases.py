@@ -16,6 +16,7 @@ pytest.importorskip(
 for package in ("lightning", "torchmetrics", "transformers", "sklearn", "scipy", "yaml"):
     pytest.importorskip(package, reason="the recipes need the packages of their extra")
 
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torchvision.datasets import cifar  # noqa: E402
 
@@ -46,6 +47,15 @@ OF_DATA = {
 }  # fmt: skip
 
 __all__ = ["CLASSES", "DATASETS", "LOSSES", "MODELS", "TEST", "TRAIN", "Datasets", "run_options"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small batches take longer on several; of use to a module that imports it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Datasets:

@@ -16,8 +16,8 @@ import test_facts
 import test_parity
 from cases import features, labels, soft_labels
 from discfused import backends, class_histogram, disc_terms
-from discfused.backends.contract import Labels
 from discfused.backends.cuda import CudaBackend
+from members import check_members, hard
 from test_loss import (  # noqa: F401 (collected here, with the fixture `backend` below)
     test_double_backward_is_an_error_of_the_fused_backends,
     test_no_input_is_written_to,
@@ -160,31 +160,10 @@ def test_launches(kernels, shape, forward, backward):
 # ---------------------------------------------------------------- stages
 
 
-def hard(y, C, weight=None, sample_weight=None) -> Labels:
-    return Labels(y, weight, sample_weight, C, -100)
-
-
 @pytest.mark.parametrize(("N", "C"), [(23, 5), (23, 40), (3000, 7), (2100, 3000), (4100, 4200)])
 def test_members(N, C):
-    y = labels(N, C, "some ignored")
-    weight, sample_weight = torch.rand(C), torch.rand(N)
-    sample_weight[4] = 0
-    weight[y[5]] = 0
     slots = min(N, C)
-    x = features(N, 3, torch.float32)
-    got = backends.get("cuda").members(hard(y, C, weight, sample_weight), slots, x, "relu")
-    n = torch.where(y == -100, 0, weight[y.clamp(min=0)] * sample_weight)
-    torch.testing.assert_close(got.row_weight, n)
-    torch.testing.assert_close(got.total, n.sum())
-    counts = n != 0
-    assert (got.slot[~counts] == -1).all()
-    assert torch.equal(got.slot_class[got.slot[counts].long()], y[counts])
-    used = got.slot_class[got.slot[counts].long().unique()]
-    assert torch.equal(used, y[counts].unique())  # in the order of classes
-    share = torch.zeros(C).index_add_(0, y[counts], n[counts]) / n.sum()
-    there = got.slot_class >= 0
-    torch.testing.assert_close(got.share[there], share[got.slot_class[there]])
-    assert (got.share[~there] == 0).all()
+    got, _, _ = check_members(backends.get("cuda"), N, C)
     # What only this backend adds: each slot's rows lie together, in their own order.
     rows, _ = got.extra
     order, begin, end = rows.split([N, slots, slots])

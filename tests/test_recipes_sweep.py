@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from discfused import cli
 from discfused.recipes import records, sweep, table, train
 from discfused.recipes.options import read
-from recipe_cases import run_options
+from recipe_cases import one_thread, run_options  # noqa: F401 (a fixture)
 
 CHANGES = {**recipe_cases.SMALL, **recipe_cases.OF_DATA["digits"], "train.epochs": 2}
 TINY = [
@@ -25,14 +24,6 @@ TINY = [
     for argument in ("--set", f"{name}={value}")
 ]
 TIMED = ("seconds", "finished")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(losses=("ce", "ce+gini+kl")):

@@ -19,7 +19,14 @@ from torch import nn
 
 from discfused.recipes import interrupt, models, optimization, records, train
 from discfused.recipes.options import flat
-from recipe_cases import DATASETS, LOSSES, MODELS, Datasets, run_options
+from recipe_cases import (  # noqa: F401 (one_thread is a fixture)
+    DATASETS,
+    LOSSES,
+    MODELS,
+    Datasets,
+    one_thread,
+    run_options,
+)
 
 # Everything that has a state of its own at once: momentum, averaged weights, dropped paths,
 # augmentation, balanced batches, a schedule of the weights.
@@ -27,14 +34,6 @@ STATEFUL = {
     "model.name": "cvt13", "train.ema": 0.8, "train.epochs": 3, "train.clip": 0.5,
     "train.lr_schedule": "one-cycle", "loss.schedule": "warmup", "train.eval_every": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

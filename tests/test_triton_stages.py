@@ -18,39 +18,19 @@ from discfused import backends
 from discfused._autograd import DiscTerms, terms_forward
 from discfused.backends import soft, triton_runtime
 from discfused.backends.bad_labels import bad_labels
-from discfused.backends.contract import ACTIVATIONS, Labels, Pull, Settings
+from discfused.backends.contract import ACTIVATIONS, Pull, Settings
 from discfused.reference import PHI
+from members import check_members, hard
 from test_parity import check_terms
 from test_triton_interpreter import path, tiles  # noqa: F401 (fixtures)
 
 BACKEND = backends.get("triton")
 
 
-def hard(y, C, weight=None, sample_weight=None) -> Labels:
-    return Labels(y, weight, sample_weight, C, -100)
-
-
 @pytest.mark.parametrize("C", [5, 40])
 def test_members(path, C):  # noqa: F811
     N = 23
-    y = labels(N, C, "some ignored")
-    weight, sample_weight = torch.rand(C), torch.rand(N)
-    sample_weight[4] = 0
-    weight[y[5]] = 0
-    x = features(N, 3, torch.float32)
-    got = BACKEND.members(hard(y, C, weight, sample_weight), min(N, C), x, "relu")
-    n = torch.where(y == -100, 0, weight[y.clamp(min=0)] * sample_weight)
-    torch.testing.assert_close(got.row_weight, n)
-    torch.testing.assert_close(got.total, n.sum())
-    counts = n != 0
-    assert (got.slot[~counts] == -1).all()
-    assert torch.equal(got.slot_class[got.slot[counts].long()], y[counts])
-    used = got.slot_class[got.slot[counts].long().unique()]
-    assert torch.equal(used, y[counts].unique())  # in the order of classes
-    share = torch.zeros(C).index_add_(0, y[counts], n[counts]) / n.sum()
-    there = got.slot_class >= 0
-    torch.testing.assert_close(got.share[there], share[got.slot_class[there]])
-    assert (got.share[~there] == 0).all()
+    got, x, n = check_members(BACKEND, N, C)
     # What only this backend adds: each slot's rows lie together, in their own order.
     (order, order_slot), span, moments = got.extra
     assert sorted(order.tolist()) == list(range(N))

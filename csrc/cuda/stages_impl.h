@@ -127,15 +127,21 @@ void run_begin(
   }
 }
 
+template <typename A>
+SortArguments<A> sort_arguments(
+    const LabelsCall& labels, const SlotsCall& slots, const SortedCall& sorted) {
+  return {
+      slot_arguments<A>(&labels, &slots), sorted.key, sorted.sorted_key, sorted.sorted_row,
+      sorted.wrong};
+}
+
 template <class Run>
 void run_sort_begin(
     const LabelsCall& labels, const SlotsCall& slots, const SortedCall& sorted,
     bool double_precision, const Run& run) {
   with_accumulator(double_precision, [&](auto zero) {
     using A = decltype(zero);
-    const SortArguments<A> a{
-        slot_arguments<A>(&labels, &slots), sorted.key, sorted.sorted_key, sorted.sorted_row,
-        sorted.wrong};
+    const auto a = sort_arguments<A>(labels, slots, sorted);
     run.template launch<RowKeys<A>>(divide_up(labels.N, kRowThreads), a);
   });
 }
@@ -146,9 +152,7 @@ void run_sort_end(
     bool double_precision, const Run& run) {
   with_accumulator(double_precision, [&](auto zero) {
     using A = decltype(zero);
-    const SortArguments<A> a{
-        slot_arguments<A>(&labels, &slots), sorted.key, sorted.sorted_key, sorted.sorted_row,
-        sorted.wrong};
+    const auto a = sort_arguments<A>(labels, slots, sorted);
     run.template launch<SortedSpans<A>>(divide_up(labels.N, kRowThreads), a);
     run.template launch<SortedShares<A>>(labels.S, a);
   });
