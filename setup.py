@@ -6,6 +6,7 @@ Everything that can be said without compiling is in pyproject.toml.
 import hashlib
 import json
 import os
+import runpy
 import sys
 import sysconfig
 from pathlib import Path
@@ -116,6 +117,8 @@ class BuildRecord(Command):
 
     def run(self):
         record = plan.record()
+        of_checkout = runpy.run_path(str(Path("discfused", "_commit.py")))["of_checkout"]
+        record["commit"] = of_checkout(Path("discfused"))
         if plan.parts:
             library = Path(self.get_finalized_command("build_ext").get_ext_fullpath(LIBRARY))
             record["library"] = library.name

@@ -3,12 +3,12 @@
 import datetime
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 import torch
 
 import discfused
+from discfused.backends import _library
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +24,7 @@ def describe(device: str, mode: str) -> dict[str, str | int]:
         "cuda": torch.version.cuda or torch.version.hip or "none",
         "python": platform.python_version(),
         "discfused": discfused.__version__,
-        "commit": commit(),
+        "commit": _library.commit() or "unknown",  # of what is timed
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "mode": mode,
     }
@@ -52,17 +52,3 @@ def device_name(device: str) -> str:
 def slug(device_type: str, device: str) -> str:
     """The name of the results' files, and of the README's table: one for the CPU, one a GPU."""
     return device_type if device_type == "cpu" else re.sub(r"\W+", "-", device.lower()).strip("-")
-
-
-def commit() -> str:
-    """The commit, marked where the code differs from it. Results do not count as code."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", "discfused", "csrc", "benchmarks/*.py")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

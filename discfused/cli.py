@@ -58,7 +58,8 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     """One fact a line, so that a bug report can quote it whole."""
-    print(f"discfused {discfused.__version__}, {Path(discfused.__file__).parent}")
+    commit = _library.commit() or "unknown"
+    print(f"discfused {discfused.__version__}, commit {commit}, {Path(discfused.__file__).parent}")
     print(f"python {platform.python_version()}, {platform.platform()}")
     print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, ROCm {torch.version.hip}")
     print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")

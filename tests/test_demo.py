@@ -169,7 +169,11 @@ def test_findings():
         ([1, 2, 3, 2, 2], "gain"),
         ([-1, -2, -3, -2, -2], "loss"),
         ([-1, 2, 1, -2, 1], "undecided"),
-        ([2, 2, 2, 2], "undecided"),  # no spread to test against
+        ([2, 2, 2, 2], "undecided"),  # no spread to test against ...
+        (
+            [100 / 1597 * (n + 1) - 100 / 1597 * n for n in (1450, 1451, 7)],
+            "undecided",
+        ),  # but noise
         ([5], "undecided"),
     ],
 )

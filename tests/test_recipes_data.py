@@ -3,6 +3,8 @@
 import recipe_cases
 
 # isort: split
+import pickle
+
 import numpy
 import pytest
 import torch
@@ -130,6 +132,20 @@ def test_images_do_not_depend_on_who_prepares_them(small, changes):
     for (images, labels), (expected, known) in zip(epochs(**changes), plain, strict=True):
         assert torch.equal(images, expected) and torch.equal(labels, known)
     assert images.shape == (6, 3, 16, 16) and images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["caltech101", "cifar100", "digits"])
+def test_workers_that_are_not_forked_get_the_same_images(small, monkeypatch, name):
+    recipe_cases.accept_small_cifar100(monkeypatch)
+    images = load(small, name, **{"data.train_per_class": 2, "data.cache": False}).train
+    sent = pickle.loads(pickle.dumps(images))
+    assert torch.equal(sent[3, 1][0], images[3, 1][0])
+
+
+def test_any_seed_will_do(small):
+    options = small.options("digits").data
+    first, second = (data.load(options, seed).train[9, 0][0] for seed in (20261122, 2**40))
+    assert first.shape == second.shape
 
 
 def test_augmentation_changes_with_the_epoch_and_leaves_the_generator_alone(small):

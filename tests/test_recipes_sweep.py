@@ -195,7 +195,7 @@ def test_ctrl_c_ends_with_how_to_go_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train.Training, "train_step", interrupted_step)
     assert cli.main(["train", "--data", "digits", *TINY, "--out", str(tmp_path)]) == 130
-    assert "after step 1 of 4; the same command with --resume" in capsys.readouterr().err
+    assert "after step 1 of 4; the same command goes on" in capsys.readouterr().err
     monkeypatch.undo()
     row = train.run(run_options(changes=CHANGES), tmp_path, resume=True)
     assert row["steps"] == 4

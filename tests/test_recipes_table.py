@@ -19,11 +19,12 @@ OPTIONS = {
 TERMS = {"loss.name": "ce+gini", "loss.gini_weight": 0.3}
 
 
-def rows(accuracies, finished="2026-01-01T00:00:00+00:00", **changes):
+def rows(accuracies, finished="2026-01-01T00:00:00+00:00", processes=1, **changes):
     options = {**OPTIONS, **changes}
     return [
         {"seed": seed, "accuracy": accuracy, "class_accuracy": accuracy - 1, "gini": 0.5,
-         "kl": 0.01, "live": 1.0, "options": options, "finished": finished}
+         "kl": 0.01, "live": 1.0, "options": options, "finished": finished,
+         "where": {"processes": processes}}
         for seed, accuracy in enumerate(accuracies) if accuracy is not None
     ]  # fmt: skip
 
@@ -78,6 +79,19 @@ def test_cells_are_compared_with_the_cross_entropy_that_is_like_them():
     assert found == [(2, -7.0), (4, 1.05)]
 
 
+def test_more_processes_are_another_batch_size():
+    apart = rows(PLAIN), rows([51.1, 52.9, 52.2, 54.0], processes=8, **TERMS)
+    assert compared(*apart) == []
+    text = table.markdown(table.group([row for group in apart for row in group]))
+    assert "| ce | processes=1 | 4 |" in text and "| ce+gini | processes=8 | 4 |" in text
+
+
+def test_failed_runs_are_named_with_the_verdict():
+    failed = {"failed": "the loss is nan", "options": {**OPTIONS, **TERMS}, "seed": 4}
+    text = table.markdown(table.group([*rows(PLAIN), *rows([51.1, 53.2, 52.2], **TERMS), failed]))
+    assert "over 3 pairs. 1 more failed and are not in this." in text
+
+
 def test_the_table_shows_means_spread_and_what_varies():
     heavy = {**TERMS, "loss.gini_weight": 1.0}
     light, heavier = (
@@ -105,11 +119,14 @@ def test_only_options_that_tell_cells_of_one_network_apart_are_named():
 
 
 def test_a_folder_of_committed_rows_is_enough(tmp_path):
-    for name, group in (("a", rows(PLAIN)), ("b", rows(PLAIN, **TERMS))):
-        lines = "".join(json.dumps(row) + "\n" for row in group)
-        (tmp_path / f"{name}.jsonl").write_text(lines)
     again = rows([60.0], finished="2026-01-02T00:00:00+00:00")  # seed 0 was run again
-    (tmp_path / "c.jsonl").write_text(json.dumps(again[0]) + "\n")
+    for name, group in (("a", rows(PLAIN)), ("b", rows(PLAIN, **TERMS)), ("c", again)):
+        (tmp_path / name).mkdir()
+        lines = "".join(json.dumps(row) + "\n" for row in group)
+        (tmp_path / name / table.ROWS).write_text(lines)
+    # Half a line of a run that is writing its result, and another command's rows.
+    (tmp_path / "a" / ".result.1.jsonl").write_text('{"seed"')
+    (tmp_path / "discfused-demo.jsonl").write_text('{"loss": "ce"}\n')
     text = table.make(tmp_path)
     assert len((tmp_path / table.ROWS).read_text().splitlines()) == 8
     assert "| 4 | 54.00 ± 4.08 |" in text  # 60, 52, 51, 53

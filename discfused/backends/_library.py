@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
+from discfused import _commit
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -39,7 +41,7 @@ def load() -> ModuleType:
 
 
 def build_record() -> dict:
-    """What the build wrote down (csrc/build_plan.py, Plan.record); empty if it wrote nothing."""
+    """What the build wrote down (BuildRecord of setup.py); empty if it wrote nothing."""
     try:
         return json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -55,6 +57,11 @@ def built_for(part: str) -> str:
     if part == "cuda":
         text += f", CUDA {record['cuda']}, architectures {' '.join(record['cuda_architectures'])}"
     return text
+
+
+def commit() -> str | None:
+    """Of the sources that run; None where neither git nor the build could tell."""
+    return _commit.of_checkout(_PACKAGE) or build_record().get("commit")
 
 
 @functools.cache

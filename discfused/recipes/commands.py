@@ -129,6 +129,8 @@ def _changes(given: argparse.Namespace) -> dict[str, object]:
 def _attempt(act: Callable[[], None]) -> int:
     """Runs a command: mistakes of its user end it with one line, and no traceback."""
     try:
+        import yaml
+
         from discfused.recipes import interrupt, records
     except ImportError as error:
         return _say_what_to_install(error)
@@ -140,7 +142,7 @@ def _attempt(act: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return 130
     except (
-        ValueError, TypeError, FileNotFoundError, FloatingPointError,
+        ValueError, TypeError, OSError, FloatingPointError, yaml.YAMLError,
         records.InUse, records.OtherRun,
     ) as error:  # fmt: skip
         print(f"discfused: {error}", file=sys.stderr)

@@ -63,11 +63,33 @@ class Images(Dataset):
         # The transforms draw from the global generator: lend it to them, and take it back.
         generator = torch.default_generator
         before = generator.get_state()
-        generator.manual_seed((self.seed * 1_000_003 + epoch) * 1_000_003 + index)
+        drawn_by = (self.seed * 1_000_003 + epoch) * 1_000_003 + index
+        generator.manual_seed(drawn_by % 2**63)
         try:
             return self.transform(image), int(self.labels[index])
         finally:
             generator.set_state(before)
+
+
+# Decoders are classes and methods, and no closures, for workers that are not forked: they get the
+# data set through pickle.
+
+
+class _Chosen(NamedTuple):
+    decode: Callable[[int], Tensor]
+    indices: Tensor
+
+    def __call__(self, index: int) -> Tensor:
+        return self.decode(int(self.indices[index]))
+
+
+class _Files(NamedTuple):
+    paths: list[Path]
+    resize: Callable[[Tensor], Tensor]
+
+    def __call__(self, index: int) -> Tensor:
+        with Image.open(self.paths[index]) as image:
+            return self.resize(transforms.functional.pil_to_tensor(image.convert("RGB")))
 
 
 class Parts(NamedTuple):
@@ -82,8 +104,7 @@ def load(options: Data, seed: int) -> Parts:
     classes, (decode_train, train_labels), (decode_test, test_labels) = read(options, seed)
     if options.train_per_class is not None and options.name != "digits":
         chosen = _choose(train_labels, options.train_per_class, seed)[0]
-        decode_all, train_labels = decode_train, train_labels[chosen]
-        decode_train = lambda index: decode_all(int(chosen[index]))  # noqa: E731
+        decode_train, train_labels = _Chosen(decode_train, chosen), train_labels[chosen]
 
     def images(decode, labels: Tensor, augment: str) -> Images:
         transform = _transform(augment, options.image_size)
@@ -159,8 +180,9 @@ def _digits(options: Data, seed: int):
     )
     images = images.expand(-1, 3, -1, -1)
     parts = _choose(labels, options.train_per_class or DIGITS_PER_CLASS, seed)
-    decoders = [(lambda index, part=part: images[part[index]], labels[part]) for part in parts]
-    return [str(digit) for digit in range(10)], *decoders
+    return [str(digit) for digit in range(10)], *(
+        (images[part].__getitem__, labels[part]) for part in parts
+    )
 
 
 def _cifar100(options: Data, seed: int):
@@ -168,7 +190,7 @@ def _cifar100(options: Data, seed: int):
 
     def decoder(part) -> tuple[Callable[[int], Tensor], Tensor]:
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
-        return lambda index: images[index], torch.tensor(part.targets)
+        return images.__getitem__, torch.tensor(part.targets)
 
     return parts[0].classes, *map(decoder, parts)
 
@@ -188,12 +210,7 @@ def _caltech101(options: Data, seed: int):
                 f"{len(absent)} images of the split are not there, {absent[0]} for one: expected "
                 f"all of Caltech-101 below {folder}"
             )
-
-        def decode(index: int) -> Tensor:
-            with Image.open(files[index]) as image:
-                return resize(transforms.functional.pil_to_tensor(image.convert("RGB")))
-
-        return decode, torch.tensor(labels)
+        return _Files(files, resize), torch.tensor(labels)
 
     return classes, decoder(split.train), decoder(split.test)
 

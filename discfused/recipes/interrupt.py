@@ -7,8 +7,8 @@ from types import FrameType
 
 class Interrupted(Exception):
     def __init__(self, step: int, steps: int):
-        super().__init__(f"stopped after step {step} of {steps}; the same command with --resume "
-                         "goes on from there")  # fmt: skip
+        super().__init__(f"stopped after step {step} of {steps}; the same command goes on from "
+                         "there (train: with --resume)")  # fmt: skip
 
 
 class Watch:

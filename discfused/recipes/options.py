@@ -132,7 +132,7 @@ def read(path: Path) -> dict:
     """The YAML file as nested dictionaries, options unchecked."""
     import yaml
 
-    if not path.exists():
+    if not path.is_file():
         shipped = [recipe.stem for recipe in sorted(Path(__file__).parent.glob("*.yaml"))]
         if path.name not in shipped:
             raise ValueError(f"recipe {str(path)!r} is not there: expected a YAML file, or one of "

@@ -16,8 +16,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +24,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 import discfused
+from discfused.backends import _library
 from discfused.recipes._files import write_atomically
 from discfused.recipes.options import Options, identity
 
@@ -103,7 +102,7 @@ def environment(device: torch.device, world_size: int) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "discfused": discfused.__version__,
-        "commit": _commit(),
+        "commit": _library.commit(),
         "torch": torch.__version__,  # its metadata may not tell what it was built for
         "cuda": torch.version.cuda or torch.version.hip,
         **{package: _version(package) for package in PACKAGES},
@@ -164,20 +163,4 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Of the sources that run, marked where they differ from it; None for an installed package."""
-    package = Path(sys.modules["discfused"].__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")
-        changed = git("status", "--porcelain", "--", ".")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
         return None

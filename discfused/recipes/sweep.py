@@ -17,7 +17,8 @@ from discfused.recipes.options import Options, parse
 
 
 def cells(recipe: dict, changes: dict[str, object], seed: int) -> list[Options]:
-    """One of each: combinations that come to the same (cross-entropy has no weights) are one."""
+    """One of each: combinations that come to the same (cross-entropy has no weights) are one, the
+    first of them, whose layers and activation its features are measured with."""
     grids = recipe.get("sweep") or {}
     found = {}
     for grid in grids if isinstance(grids, list) else [grids]:
@@ -27,7 +28,7 @@ def cells(recipe: dict, changes: dict[str, object], seed: int) -> list[Options]:
         for values in itertools.product(*grid.values()):
             combination = dict(zip(grid, values, strict=True))
             options = parse(recipe, combination | changes | {"seed": seed})
-            found[records.name(options)] = options
+            found.setdefault(records.name(options), options)
     return list(found.values())
 
 

@@ -18,9 +18,10 @@ import matplotlib.pyplot as plt
 from discfused.recipes._files import write_atomically
 from discfused.recipes._paired import Paired, paired
 from discfused.recipes.options import LOSSES
-from discfused.recipes.records import read_rows
+from discfused.recipes.records import RESULT, read_rows
 
 ROWS, TABLE, PICTURE = "results.jsonl", "table.md", "table.png"
+PROCESSES = "train.processes"
 ALWAYS = ("data.name", "model.name", "loss.name")  # a column each; the other options share one
 OF_CROSS_ENTROPY = ("loss.name", "loss.label_smoothing")  # the loss options that it has
 
@@ -48,23 +49,32 @@ def make(folder: Path) -> str:
 def collect(folder: Path) -> list[dict]:
     """Every run once: of two rows with the same options and seed, the one that ended last."""
     found: dict[tuple, dict] = {}
-    for path in sorted(folder.rglob("*.jsonl")):
+    for path in sorted([*folder.rglob(RESULT), *folder.rglob(ROWS)]):
         for row in read_rows(path):
-            key = _key(row["options"]), row["seed"]
+            key = _key(setting(row)), row["seed"]
             if key not in found or found[key]["finished"] < row["finished"]:
                 found[key] = row
     if not found:
-        raise FileNotFoundError(f"{folder} holds no results: expected .jsonl files in it or below "
-                                "it, as `discfused sweep` and `discfused train` leave")  # fmt: skip
+        raise FileNotFoundError(
+            f"{folder} holds no results: expected {RESULT} or {ROWS} in it or below it, as "
+            "`discfused sweep` and `discfused train` leave"
+        )
     return [found[key] for key in sorted(found)]
+
+
+def setting(row: dict) -> dict[str, object]:
+    """What runs that may be averaged have in common. The batch size is that of each process, so
+    their number is part of it."""
+    return row["options"] | {PROCESSES: row.get("where", {}).get("processes", 1)}
 
 
 def group(rows: list[dict]) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for row in rows:
-        cell = cells.setdefault(_key(row["options"]), Cell(row["options"], {}, 0))
+        options = setting(row)
+        cell = cells.setdefault(_key(options), Cell(options, {}, 0))
         if "failed" in row:
-            cells[_key(row["options"])] = cell._replace(failed=cell.failed + 1)
+            cells[_key(options)] = cell._replace(failed=cell.failed + 1)
         else:
             cell.rows[row["seed"]] = row
     return sorted(cells.values(), key=_place)
@@ -99,7 +109,10 @@ def markdown(cells: list[Cell]) -> str:
         values += ["-", "-"] if pairs is None else [_difference(pairs), _number(pairs.p, ".2g")]
         lines.append("| " + " | ".join([*names, others or "-", runs, *values]) + " |")
         if pairs is not None:
-            verdicts.append(_sentence(", ".join([*names, *([others] if others else [])]), pairs))
+            sentence = _sentence(", ".join([*names, *([others] if others else [])]), pairs)
+            if cell.failed:
+                sentence += f" {cell.failed} more failed and are not in this."
+            verdicts.append(sentence)
     lines += ["", "Accuracies in percent on the test images, mean ± standard deviation over seeds; "
               "differences are paired by seed, with a paired t-test."]  # fmt: skip
     if len(verdicts) > 1:

@@ -264,15 +264,26 @@ class Training:
         }
         write_atomically(self.folder / records.CHECKPOINT, lambda path: torch.save(state, path))
 
-    def load(self) -> None:
+    def stored(self) -> dict | records.OtherRun | None:
+        """The checkpoint, if there is one; or why it is none of this run."""
         path = self.folder / records.CHECKPOINT
         if not path.exists():
-            return
+            return None
         state = torch.load(path, map_location="cpu", weights_only=True)
-        records.same_run(state["options"], self.options, self.folder)
+        try:
+            records.same_run(state["options"], self.options, self.folder)
+        except records.OtherRun as error:
+            return error
         if state["processes"] != self.fabric.world_size:
-            raise records.OtherRun(f"{self.folder} was begun by {state['processes']} processes, "
-                                   f"expected as many, not {self.fabric.world_size}")  # fmt: skip
+            return records.OtherRun(f"{self.folder} was begun by {state['processes']} processes, "
+                                    f"expected as many, not {self.fabric.world_size}")  # fmt: skip
+        return state
+
+    def load(self) -> None:
+        # Of rank 0's folder, which need not be there on other machines.
+        state = _agreed(self.fabric, self.stored() if self.fabric.is_global_zero else None)
+        if state is None:
+            return
         self.step, self.seconds = state["step"], state["seconds"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
