@@ -21,6 +21,7 @@ from discfused.backends.contract import (
     Terms,
     accumulation_dtype,
     is_soft,
+    ordered_sum,
 )
 from discfused.reference import PROBABILITY_FLOOR, membership, ratio
 
@@ -33,16 +34,16 @@ def _members(
         weight, sample_weight = (
             None if w is None else w.to(dtype) for w in (labels.weight, labels.sample_weight)
         )
-        checked = labels._replace(weight=weight, sample_weight=sample_weight)
+        converted = labels._replace(weight=weight, sample_weight=sample_weight)
         try:
-            return backend.members(checked, slots, features, activation)
+            return backend.members(converted, slots, features, activation)
         except IndexError:
             _inputs.check_labels(labels.target, labels.num_classes, labels.ignore_index)
             raise
     # Soft labels may touch every class: each has its slot, and m is a matrix.
     m = membership(labels, dtype).detach()
     row_weight = m.sum(1)
-    total = row_weight.sum()
+    total = ordered_sum(row_weight)
     return Members(
         slot=torch.empty(0, dtype=torch.int32, device=m.device),
         row_weight=row_weight,
@@ -70,7 +71,7 @@ def _slot_prior(
         return slot_prior, None
 
     def against_floor(p: Tensor) -> Tensor:
-        return torch.special.xlogy(p, p / PROBABILITY_FLOOR).sum()
+        return ordered_sum(torch.special.xlogy(p, p / PROBABILITY_FLOOR))
 
     return slot_prior, against_floor(prior) - against_floor(slot_prior)
 

@@ -1,8 +1,9 @@
-"""The door: every public argument is checked and normalised here, and nowhere else.
+"""The door: every public argument is checked and normalised here.
 
-Shapes, dtypes, devices and names are always checked. Values (labels in range, weights that are not
-NaN) are checked for CPU tensors in eager mode only: on a GPU the look would stall the device, and
-under torch.compile it would break the graph.
+Shapes, dtypes, devices and names are always checked. Values (weights that are not NaN) are checked
+for CPU tensors in eager mode only: on a GPU the look would stall the device, and under
+torch.compile it would break the graph. Whether labels are in range is left to the fused backends,
+which look at each of them anyway; it is checked here for the reference, under the same conditions.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from discfused.backends.contract import ACTIVATIONS, Labels, accumulation_dtype
+from discfused.backends.contract import ACTIVATIONS, Labels, accumulation_dtype, ordered_sum
 
 REDUCTIONS = ("mean", "sum", "none")
 KL_DIRECTIONS = ("forward", "reverse")
@@ -72,7 +73,18 @@ def label_smoothing(value: object) -> None:
 def _tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
+    # The imaginary part of a conjugate, say, is a view that only PyTorch's operators negate.
+    if not torch.compiler.is_compiling() and value.is_neg():
+        value = value.resolve_neg()
     return value
+
+
+def _floats(name: str, value: object) -> Tensor:
+    x = _tensor(name, value)
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} have dtype {x.dtype}, expected a float16, bfloat16, float32 or "
+                        f"float64 tensor: convert them with {name}.float()")  # fmt: skip
+    return x
 
 
 def _shape(tensor: Tensor) -> str:
@@ -93,10 +105,7 @@ def _values_can_be_read(tensor: Tensor) -> bool:
 
 def features(value: object, feature_dim: int) -> Tensor:
     """[N, D, ...] (or the layout that feature_dim tells) -> [N, D]: mean over the rest."""
-    x = _tensor("features", value)
-    if x.dtype not in FLOATS:
-        raise TypeError(f"features have dtype {x.dtype}, expected a float16, bfloat16, float32 "
-                        "or float64 tensor: convert them with features.float()")  # fmt: skip
+    x = _floats("features", value)
     if x.dim() < 2:
         raise ValueError(
             f"features have shape {_shape(x)}, expected [N, D] or [N, D, ...]: one row per sample"
@@ -128,9 +137,7 @@ def layers(value: object) -> Sequence[Tensor]:
 
 def logits(value: object) -> int:
     """The number of classes of [N, C] logits."""
-    x = _tensor("logits", value)
-    if x.dtype not in FLOATS:
-        raise TypeError(f"logits have dtype {x.dtype}, expected a floating point dtype")
+    x = _floats("logits", value)
     if x.dim() != 2:
         raise ValueError(
             f"logits have shape {_shape(x)}, expected [N, C]: with features every sample has one "
@@ -168,7 +175,7 @@ def loss_arguments(
     x: object, t: object, weight: object, sample_weight: object, ignore_index: int
 ) -> Tensor:
     """The target of a loss without features: any shape goes that cross_entropy takes."""
-    x, t = _tensor("logits", x), _tensor("target", t)
+    x, t = _floats("logits", x), _tensor("target", t)
     integer("ignore_index", ignore_index)
     if x.dim() == 2:
         t = target(t, x.shape[1], ignore_index, x.device)
@@ -285,8 +292,9 @@ def prior(value: object, num_classes: int, dtype: torch.dtype, device: torch.dev
     p = weights("prior", value, num_classes, device)
     if p is None:
         raise ValueError('prior is None, expected "batch", "uniform" or a tensor [C]')
-    p = p.to(dtype)
-    total = p.sum()
-    if _values_can_be_read(p) and total == 0:
+    p = p.to(torch.promote_types(p.dtype, dtype))
+    largest = p.amax()
+    if _values_can_be_read(p) and largest == 0:
         raise ValueError("prior sums to 0, expected at least one class with a positive share")
-    return p / total
+    p = p / largest  # so that no scale overflows or vanishes
+    return (p / ordered_sum(p)).to(dtype)

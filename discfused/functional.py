@@ -117,13 +117,15 @@ def fused_disc_loss(
     _inputs.same_length("logits", logits, labels.target)
     if not is_soft(labels):  # soft ones keep the gradient that cross-entropy gives them
         target = labels.target
+        if target.device.type != "cpu":
+            target = _in_range(target, num_classes, ignore_index)
     ce = _cross_entropy(
         logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
     )
-    loss = ce
+    loss = ce = ce.to(torch.promote_types(ce.dtype, penalty.dtype))
     if penalised:  # 0 * NaN would not be 0
         if reduction == "sum":
-            penalty = penalty * _count(labels)
+            penalty = penalty * _count(labels, penalty.dtype)
         loss = ce + penalty
     if not return_terms:
         return loss
@@ -290,11 +292,20 @@ def _terms(
     return gini_weight * gini + kl_weight * kl, gini, kl
 
 
-def _count(labels: Labels) -> Tensor:
+def _in_range(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels out of range as ignored ones: on a GPU, cross_entropy would leave the process without
+    a usable device. The backend of the terms tells of them."""
+    return torch.where(target == target.clamp(0, num_classes - 1), target, ignore_index)
+
+
+def _count(labels: Labels, dtype: torch.dtype) -> Tensor:
     """The number of rows that are not ignored, each counted sample_weight times."""
     target, sample_weight = labels.target, labels.sample_weight
-    ones = torch.ones_like(target[:, 0]) if is_soft(labels) else target != labels.ignore_index
-    return ones.sum() if sample_weight is None else (ones * sample_weight).sum()
+    if is_soft(labels):
+        counts = target.new_ones(target.shape[:1], dtype=torch.bool)
+    else:
+        counts = target != labels.ignore_index
+    return (counts if sample_weight is None else counts * sample_weight.to(dtype)).sum(dtype=dtype)
 
 
 def _cross_entropy(

@@ -82,6 +82,8 @@ class FusedDiscLoss(nn.Module):
                 _inputs.weights(name, value, value.numel(), value.device)
             elif name == "prior":
                 _inputs.one_of(name, value, _inputs.PRIORS)
+            elif value is not None:
+                raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
             if value is None or isinstance(value, Tensor):
                 self.register_buffer(name, value, persistent=False)
             else:

@@ -174,7 +174,9 @@ class _Probe:
                 f"a tapped layer gave a {type(value).__name__}, expected a tensor or a tuple that "
                 "begins with one: tap another layer, or pass features to the criterion yourself"
             )
-        if overwritten:  # by the layer itself: its input is what comes before that
+        # By the layer itself: its input is what comes before that. Compiled code does not tell what
+        # was written into a tensor later.
+        if overwritten or torch.compiler.is_compiling():
             value = value.clone()
         self.tap._captured[self.index] = value
         self.tap._versions[self.index] = _version(value)

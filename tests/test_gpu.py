@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from cases import DTYPES, LAYOUTS, OPTIONS, features, labels, soft_labels
-from discfused import backends, class_histogram, disc_terms
+from discfused import backends, class_histogram, disc_terms, fused_disc_loss
 from discfused._autograd import DiscTerms
 from discfused.backends import triton_runtime
 from discfused.backends.contract import Labels, Settings, accumulation_dtype
@@ -286,3 +287,11 @@ def test_bad_labels_are_counted_without_a_dead_context(backend):
     with pytest.raises(IndexError, match="2 labels of a batch on cuda"):
         disc_terms(x, y.clamp(0, 4), 5, backend=backend)
     assert torch.isfinite(disc_terms(x, y.clamp(0, 4), 5, backend=backend).gini)
+    # Nor does cross-entropy, for which they are ignored rows.
+    logits = torch.randn(40, 5, device="cuda")
+    loss = fused_disc_loss(logits, y, x, backend=backend, gini_weight=0.0, kl_weight=0.0)
+    expected = F.cross_entropy(logits, torch.where((y < 0) | (y > 4), -100, y))
+    torch.cuda.synchronize()
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(IndexError, match="2 labels of a batch on cuda"):
+        disc_terms(x, y.clamp(0, 4), 5, backend=backend)

@@ -95,6 +95,8 @@ def test_the_other_functions_check_too(function):
 def test_without_features_the_door_is_there_too():
     with pytest.raises(IndexError, match=r"target\[3\] is 3"):
         fused_disc_loss(GOOD["logits"][:, :3], GOOD["target"], gini_weight=0, kl_weight=0)
+    with pytest.raises(TypeError, match=r"logits have dtype torch\.int64"):
+        fused_disc_loss(torch.ones(2, 3).long(), torch.ones(2, 3), gini_weight=0, kl_weight=0)
     with pytest.raises(ValueError, match="sample_weight"):
         fused_disc_loss(
             torch.randn(2, 3, 4), torch.zeros(2, 4).long(), gini_weight=0, kl_weight=0,
@@ -107,6 +109,7 @@ def test_without_features_the_door_is_there_too():
     [
         ({"activation": "gelu"}, ValueError),
         ({"weight": torch.tensor([1.0, math.nan])}, ValueError),
+        ({"weight": [1.0, 2.0]}, TypeError),
         ({"prior": "none"}, ValueError),
         ({"gini_weight": -1}, ValueError),
         ({"reduction": "avg"}, ValueError),

@@ -21,7 +21,7 @@ ROWS = [
     ["_ops.py"],
     ["_autograd.py", "_inputs.py"],
     ["reference.py", "backends/"],
-    ["_version.py"],
+    ["_commit.py", "_version.py"],
 ]
 
 

@@ -227,14 +227,48 @@ def test_feature_layouts(backend):
 def test_mixed_dtypes(backend, features_dtype, logits_dtype, autocast):
     logits = torch.randn(N, C).to(logits_dtype).requires_grad_()
     x, y = features(N, D, features_dtype).requires_grad_(), labels(N, C)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = fused_disc_loss(logits, y, x, backend=backend)
     double = torch.float64 in (features_dtype, logits_dtype)
-    assert loss.dtype == (torch.float64 if double else torch.float32)
+    for reduction in ("none", "sum", "mean"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = fused_disc_loss(logits, y, x, backend=backend, reduction=reduction)
+        assert loss.dtype == (torch.float64 if double else torch.float32)
     expected = fused_disc_loss(logits.double(), y, x.double(), backend="reference")
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     loss.backward()
     assert logits.grad.dtype == logits_dtype and x.grad.dtype == features_dtype
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_sum_counts_rows_in_full_precision(soft, dtype):
+    many = 2049  # more than either dtype can count to
+    logits, x = torch.zeros(many, C), features(many, D)
+    y = F.one_hot(labels(many, C), C).to(dtype) if soft else labels(many, C)
+    ones = torch.ones(many, dtype=dtype)
+    gini, kl = disc_terms(x, y, C)
+    expected = many * (math.log(C) + 0.3 * gini + 0.3 * kl)
+    for weights in ({}, {"sample_weight": ones}):
+        loss = fused_disc_loss(
+            logits, y, x, reduction="sum", gini_weight=0.3, kl_weight=0.3, **weights
+        )
+        torch.testing.assert_close(loss, expected)
+
+
+def test_views_that_are_negated_when_read(backend):
+    z = torch.complex(features(N, D), features(N, D))
+    x, y = z.conj().imag, labels(N, C)
+    assert x.is_neg()
+    expected = disc_terms(-z.imag, y, C, backend="reference")
+    torch.testing.assert_close(disc_terms(x, y, C, backend=backend), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1.0, 3e38, 1e60])
+def test_the_scale_of_a_prior_does_not_matter(backend, scale):
+    x, y = features(N, D), labels(N, C)
+    prior = torch.arange(1, C + 1, dtype=torch.float64)
+    expected = disc_terms(x, y, C, prior=prior / prior.sum(), backend="reference")
+    got = disc_terms(x, y, C, prior=prior / C * scale, backend=backend)
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])

@@ -12,9 +12,9 @@ from discfused import backends, disc_terms, fused_disc_loss
 from discfused.backends import _library
 
 
-def loss_and_gradient(x, target, C, backend):
+def loss_and_gradient(x, target, C, backend, sample_weight=None):
     x = x.detach().requires_grad_()
-    gini, kl = disc_terms(x, target, C, backend=backend)
+    gini, kl = disc_terms(x, target, C, backend=backend, sample_weight=sample_weight)
     (gini + 2 * kl).backward()
     return torch.stack([gini, kl]).detach(), x.grad
 
@@ -22,15 +22,28 @@ def loss_and_gradient(x, target, C, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_the_same_bits_on_every_run_and_for_every_thread_count(fused_backend, dtype, soft):
-    N, D, C = 300, 333, 50
-    x, y = features(N, D, dtype), soft_labels(N, C) if soft else labels(N, C)
+    check_bits(fused_backend, features(300, 333, dtype), labels_of(300, 50, soft), 50)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_the_same_bits_of_sums_that_pytorch_would_split_among_threads(soft):
+    N, C = 50_000, 3
+    weight = torch.rand(N)
+    check_bits("cpu", features(N, 2, torch.float32), labels_of(N, C, soft), C, weight)
+
+
+def labels_of(N, C, soft):
+    return soft_labels(N, C) if soft else labels(N, C)
+
+
+def check_bits(backend, x, y, C, sample_weight=None):
     threads = torch.get_num_threads()
     torch.use_deterministic_algorithms(True)
     try:
         results = []
         for count in (threads, 1, 2, 3, 8, *[threads] * 15):
             torch.set_num_threads(count)
-            results.append(loss_and_gradient(x, y, C, fused_backend))
+            results.append(loss_and_gradient(x, y, C, backend, sample_weight))
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)

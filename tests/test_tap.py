@@ -290,6 +290,13 @@ def test_the_input_of_a_layer_that_works_in_place_is_what_came_before(compiled):
     torch.testing.assert_close(model[0].bias.grad, torch.full((6,), 4.0))
 
 
+def test_compiled_code_keeps_features_from_being_overwritten():
+    model, x = InPlace(), torch.randn(4, 5)
+    with FeatureTap(model, "0") as tap:
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+        torch.testing.assert_close(tap.take(), model[0](x))
+
+
 def test_features_that_were_overwritten_are_refused():
     model, x = InPlace(), torch.randn(4, 5)
     with FeatureTap(model, "0") as tap:

@@ -1,4 +1,5 @@
-// What a direct caller of the bindings could break. The Python side has checked user input before.
+// What a direct caller of the bindings could break. The Python side has checked user input before,
+// all but the labels, which members() checks.
 #pragma once
 
 #include <ATen/core/Tensor.h>

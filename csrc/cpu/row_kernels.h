@@ -51,7 +51,13 @@ void pack(const Source& source, const int64_t* order, int64_t rows, Span span, A
   }
   for (int64_t row = 0; row < rows; ++row, packed += span.width) {
     const T* from = data + order[row] * source.row_stride;
-    for (int64_t column = 0; column < span.width; column += kLanes<Acc>) {
+    int64_t column = 0;
+    if (source.column_stride == 1) {
+      for (; column + kLanes<Acc> <= span.columns; column += kLanes<Acc>) {
+        store(packed + column, widen(from + column));
+      }
+    }
+    for (; column < span.width; column += kLanes<Acc>) {
       T values[kLanes<Acc>] = {};
       for (int64_t lane = 0; lane < kLanes<Acc> && column + lane < span.columns; ++lane) {
         values[lane] = from[(column + lane) * source.column_stride];
@@ -220,9 +226,10 @@ struct Partial {
   template <typename T, typename V>
   static void put(T* to, V value, int64_t columns) {
     constexpr int64_t kCount = sizeof(V) / sizeof(T);
+    if (columns >= kCount) return Plain::put(to, value, columns);
     T elements[kCount];
     std::memcpy(elements, &value, sizeof value);
-    for (int64_t j = 0; j < kCount && j < columns; ++j) to[j] = elements[j];
+    for (int64_t j = 0; j < columns; ++j) to[j] = elements[j];
   }
 };
 

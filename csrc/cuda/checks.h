@@ -20,7 +20,6 @@ inline void check_shape(const at::Tensor& tensor, at::IntArrayRef shape, const c
       tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", expected ", shape);
 }
 
-// What a direct caller of the bindings could break; the Python side has checked user input before.
 inline const void* checked(
     const at::Tensor& tensor, const at::Tensor& like, at::ScalarType dtype, const char* name) {
   TORCH_CHECK_TYPE(

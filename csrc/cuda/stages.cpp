@@ -13,8 +13,6 @@ namespace {
 // Enough blocks for 2 on each multiprocessor of a large GPU.
 constexpr int64_t kWantedBlocks = 264;
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t column_blocks(Dtype dtype, int64_t D) {
   return divide_up(D, dtype == Dtype::kDouble ? 16 : dtype == Dtype::kFloat ? 32 : 64);
 }

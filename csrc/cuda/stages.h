@@ -6,6 +6,8 @@
 
 namespace discfused::cuda {
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 enum class Dtype : int { kHalf, kBFloat16, kFloat, kDouble };
 
 // Pointers are to numbers of the dtype (x, dx), of its accumulator (void* otherwise), or as said.
@@ -96,7 +98,7 @@ struct GradientCall {
   const void* grad_gini;
   const void* grad_kl;
   double gini_weight, kl_weight;
-  void* sums;  // [gradient_parts, D], or null where the terms told the sum
+  void* sums;  // [moment_parts, D], or null where the terms told the sum
   void* dx;
 };
 

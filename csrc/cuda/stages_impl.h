@@ -12,8 +12,6 @@
 
 namespace discfused::cuda {
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // f(T{}) for the dtype of the features, f(A{}) for that of sums
 template <class F>
 void with_dtype(Dtype dtype, const F& f) {
@@ -57,10 +55,6 @@ Matrix<T> matrix(const FeaturesCall& call) {
 template <typename T>
 int64_t column_blocks(int64_t D) {
   return divide_up(D, kColumns<T>);
-}
-
-inline int64_t columns_of(Dtype dtype) {
-  return kLanes * (dtype == Dtype::kDouble ? 2 : dtype == Dtype::kFloat ? 4 : 8);
 }
 
 template <typename A>

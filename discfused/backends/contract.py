@@ -23,6 +23,7 @@ order: the same bits on every run and for every number of threads.
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ACTIVATIONS = ("relu", "abs", "square", "softplus", "sigmoid")
@@ -30,6 +31,12 @@ ACTIVATIONS = ("relu", "abs", "square", "softplus", "sigmoid")
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def ordered_sum(values: Tensor) -> Tensor:
+    """The sum of a vector. PyTorch's own splits a long one by the number of threads."""
+    block = 1024
+    return F.pad(values, (0, -values.shape[0] % block)).view(-1, block).sum(1).sum()
 
 
 class Labels(NamedTuple):
