@@ -27,7 +27,7 @@ def test_the_same_bits_on_every_run_and_for_every_thread_count(fused_backend, dt
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_the_same_bits_of_sums_that_pytorch_would_split_among_threads(soft):
-    N, C = 50_000, 3
+    N, C = 200_000, 3
     weight = torch.rand(N)
     check_bits("cpu", features(N, 2, torch.float32), labels_of(N, C, soft), C, weight)
 
