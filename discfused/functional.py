@@ -14,9 +14,9 @@ from torch import Tensor
 from discfused import _autograd, _inputs, _ops, backends, reference  # noqa: F401 (_ops registers)
 from discfused.backends.contract import Labels, Settings, accumulation_dtype, is_soft
 
-# Until the recipes find better; the one place where they stand.
-GINI_WEIGHT = 0.3
-KL_WEIGHT = 0.3
+# The heaviest of those tried that did no harm in any measurement: see discfused/recipes/README.md.
+GINI_WEIGHT = 0.1
+KL_WEIGHT = 0.1
 
 
 class DiscTerms(NamedTuple):

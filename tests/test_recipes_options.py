@@ -108,7 +108,7 @@ def test_a_sweep_is_every_combination_once():
     ]
     cells = sweep.cells(recipe, {"train.epochs": 2}, seed=3)
     found = [(cell.model.name, cell.loss.name, cell.loss.gini_weight) for cell in cells]
-    assert sorted(found)[0] == ("cvt13", "ce", 0.3)
+    assert sorted(found)[0] == ("cvt13", "ce", 1.0)
     assert len(found) == 4  # cross-entropy has no weights to vary
     assert {(cell.train.epochs, cell.seed) for cell in cells} == {(2, 3)}
     with pytest.raises(ValueError, match=r"sweep\.seed is 3, expected a list"):

@@ -106,7 +106,7 @@ def test_several_processes_share_a_sweep(tmp_path):
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     done = [int(text.split(": ")[1].split()[0]) for text in said]
-    assert sum(done) == len(table.collect(tmp_path / "out")) == 12
+    assert sum(done) == len(table.collect(tmp_path / "out")) == 18
 
 
 def test_a_run_that_diverges_is_a_result_and_not_the_end(tmp_path):
@@ -131,13 +131,13 @@ def test_the_three_commands(tmp_path, monkeypatch, capsys):
         assert cli.main(run) == 1
         assert "pass --resume" in capsys.readouterr().err
     assert cli.main(["sweep", "digits", "--seeds", "1", *TINY, "--out", "runs"]) == 0
-    assert "4 runs done, 0 were there\nnow: discfused table runs" in capsys.readouterr().out
+    assert "6 runs done, 0 were there\nnow: discfused table runs" in capsys.readouterr().out
     assert cli.main(["table", "runs"]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "runs/table.md").read_text()
     assert printed.count("\n| digits | resnet17 |") == 2
-    assert printed.count("\n| digits | resnet18 |") == 4
-    assert printed.count("too little to tell") == 4
+    assert printed.count("\n| digits | resnet18 |") == 6
+    assert printed.count("too little to tell") == 6
     assert (tmp_path / "runs/table.png").stat().st_size > 10_000
 
 
