@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from cases import LABELS, features, labels, soft_labels
 from discfused import disc_terms, fused_disc_loss
+from discfused.functional import GINI_WEIGHT, KL_WEIGHT
 from formulas import answer
 
 N, D, C = 40, 12, 6
@@ -54,7 +55,7 @@ def test_logits_at_the_ends_do_what_cross_entropy_does(backend, case, reduction)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), logits)
     loss = fused_disc_loss(logits, y, x, reduction=reduction, backend=backend)
     gini, kl = disc_terms(x.detach(), y, WIDE, backend=backend)
-    penalty = 0.3 * gini + 0.3 * kl
+    penalty = GINI_WEIGHT * gini + KL_WEIGHT * kl
     torch.testing.assert_close(loss, expected + penalty * (N if reduction == "sum" else 1))
     gradient, feature_gradient = torch.autograd.grad(loss.sum(), (logits, x))
     assert torch.equal(gradient, expected_gradient)
