@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from discfused import _autograd, _inputs, _ops, backends, reference  # noqa: F401 (_ops registers)
+from discfused import (  # noqa: F401 (_ops registers)
+    _autograd,
+    _cross_entropy,
+    _inputs,
+    _ops,
+    backends,
+    reference,
+)
 from discfused.backends.contract import Labels, Settings, accumulation_dtype, is_soft
 
 # The heaviest of those tried that did no harm in any measurement: see discfused/recipes/README.md.
@@ -99,7 +105,7 @@ def fused_disc_loss(
                 "the model (FusedDiscLoss.attach), or set gini_weight = kl_weight = 0"
             )
         target = _inputs.loss_arguments(logits, target, weight, sample_weight, ignore_index)
-        ce = _cross_entropy(
+        ce = _cross_entropy.cross_entropy(
             logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
         )
         absent = ce.new_zeros(())
@@ -118,14 +124,14 @@ def fused_disc_loss(
     if not is_soft(labels):  # soft ones keep the gradient that cross-entropy gives them
         target = labels.target
         if target.device.type != "cpu":
-            target = _in_range(target, num_classes, ignore_index)
-    ce = _cross_entropy(
+            target = _cross_entropy.in_range(target, num_classes, ignore_index)
+    ce = _cross_entropy.cross_entropy(
         logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
     )
     loss = ce = ce.to(torch.promote_types(ce.dtype, penalty.dtype))
     if penalised:  # 0 * NaN would not be 0
         if reduction == "sum":
-            penalty = penalty * _count(labels, penalty.dtype)
+            penalty = penalty * _cross_entropy.count(labels, penalty.dtype)
         loss = ce + penalty
     if not return_terms:
         return loss
@@ -290,62 +296,3 @@ def _terms(
             x, labels, prior, settings, backends.get(name), gini_weight, kl_weight
         )
     return gini_weight * gini + kl_weight * kl, gini, kl
-
-
-def _in_range(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels out of range as ignored ones: on a GPU, cross_entropy would leave the process without
-    a usable device. The backend of the terms tells of them."""
-    return torch.where(target == target.clamp(0, num_classes - 1), target, ignore_index)
-
-
-def _count(labels: Labels, dtype: torch.dtype) -> Tensor:
-    """The number of rows that are not ignored, each counted sample_weight times."""
-    target, sample_weight = labels.target, labels.sample_weight
-    if is_soft(labels):
-        counts = target.new_ones(target.shape[:1], dtype=torch.bool)
-    else:
-        counts = target != labels.ignore_index
-    return (counts if sample_weight is None else counts * sample_weight.to(dtype)).sum(dtype=dtype)
-
-
-def _cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    sample_weight: Tensor | None,
-) -> Tensor:
-    dtype = accumulation_dtype(logits.dtype)
-    logits = logits.to(dtype)
-    weight = None if weight is None else weight.to(dtype)
-    target = target.to(dtype) if target.is_floating_point() else target
-    options = {
-        "weight": weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
-    if sample_weight is None:
-        return F.cross_entropy(logits, target, reduction=reduction, **options)
-    ce = F.cross_entropy(logits, target, reduction="none", **options)
-    # A row of weight 0 does not count, even if its loss is infinite.
-    sample_weight = sample_weight.to(dtype)
-    ce = torch.where(sample_weight == 0, 0, ce * sample_weight)
-    if reduction == "none":
-        return ce
-    if reduction == "sum":
-        return ce.sum()
-    return ce.sum() / _weighted_count(target, weight, ignore_index, sample_weight)
-
-
-def _weighted_count(
-    target: Tensor, weight: Tensor | None, ignore_index: int, sample_weight: Tensor
-) -> Tensor:
-    """What PyTorch's "mean" divides by, with every row counted sample_weight times."""
-    if target.is_floating_point():
-        return sample_weight.sum()
-    counts = target != ignore_index
-    if weight is not None:
-        sample_weight = sample_weight * weight[torch.where(counts, target, 0)]
-    return torch.where(counts, sample_weight, 0).sum()

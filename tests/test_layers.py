@@ -19,7 +19,7 @@ ROWS = [
     ["modules.py"],
     ["tap.py", "functional.py"],
     ["_ops.py"],
-    ["_autograd.py", "_inputs.py"],
+    ["_autograd.py", "_cross_entropy.py", "_inputs.py"],
     ["reference.py", "backends/"],
     ["_commit.py", "_version.py"],
 ]
