@@ -101,7 +101,7 @@ def terms_forward(
     prior, absent = _slot_prior(prior, members, settings.reverse)
     slope = for_backward and keeps_slope(backend, features, labels, settings.center)
     terms, histogram = backend.forward(
-        features, members, prior, absent, settings, gini_weight, kl_weight, slope
+        features, members, prior, absent, settings, gini_weight, kl_weight, for_backward, slope
     )
     return terms, histogram, members
 

@@ -113,7 +113,8 @@ def _disc_terms_fake(
     # would need a graph each.
     S = num_classes if target.is_floating_point() else torch.sym_min(num_classes, N)
     dtype, chosen = accumulation_dtype(features.dtype), backends.get(backend)
-    table_shape = (S, D) if chosen.keeps_table else (0,)
+    keeps = chosen.keeps_table(target.is_floating_point(), activation)
+    table_shape = (S, D) if keeps else (0,)
     gini, kl, table, feature_coef, slot_coef = (
         features.new_empty(shape, dtype=dtype)
         for shape in ((), (), table_shape, (chosen.coef_rows, D), (S,))

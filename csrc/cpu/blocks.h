@@ -12,24 +12,15 @@
 
 #include "cpu/kernels.h"
 #include "cpu/row_plan.h"
+#include "cpu/saved_blocks.h"
 
 namespace discfused::cpu {
-
-// Wide enough to use whole cache lines and pages well, narrow enough that a chunk stays in the
-// first-level cache (64 rows of 256 bytes).
-template <typename Acc>
-constexpr int64_t kBlockColumns = 256 / sizeof(Acc);
 
 // What a block of a batch may take and still be found in the second-level cache by a second look.
 constexpr int64_t kResidentBytes = 1 << 20;
 
 // Fewer elements than this are not worth another thread.
 constexpr int64_t kGrain = 1 << 14;
-
-template <typename Acc>
-int64_t block_count(int64_t columns) {
-  return (columns + kBlockColumns<Acc> - 1) / kBlockColumns<Acc>;
-}
 
 template <typename Acc>
 Span block_span(int64_t block, int64_t columns) {
@@ -130,9 +121,10 @@ class PackedRows {
         fits_(plan.rows * kBlockColumns<Acc> * int64_t{sizeof(Acc)} <= kResidentBytes),
         memory_((fits_ ? plan.rows : kChunkRows) * kBlockColumns<Acc>) {}
 
-  void start(int64_t block) {
+  void start(int64_t block, uint64_t* signs) {
     source_ = features_.from_column(block * kBlockColumns<Acc>);
     span_ = block_span<Acc>(block, features_.D);
+    signs_ = signs;
     packed_ = false;
   }
 
@@ -142,31 +134,49 @@ class PackedRows {
   // the batch is too tall for the cache: to read a copy would take as long as to pack it again.
   template <typename Body>
   void for_each_chunk(const Body& body) {
-    int64_t first = 0;
-    for (const Chunk& chunk : plan_.chunks) {
-      const int64_t* order = plan_.order.data() + first;
+    for_each([&](const Chunk& chunk, PackedChunk<Acc> rows, int64_t first) {
       Acc* packed = memory_.get() + (fits_ ? first * span_.width : 0);
       if (!packed_) {
-        kernels<Acc>().pack[features_.type](source_, order, chunk.rows, span_, packed);
+        kernels<Acc>().pack[features_.type](source_, rows.order, rows.rows, span_, packed);
       }
-      body(chunk, PackedChunk<Acc>{packed, plan_.weight.data() + first, order, chunk.rows});
-      first += chunk.rows;
-    }
+      rows.data = packed;
+      body(chunk, rows);
+    });
     packed_ = fits_;
   }
 
+  // Without a look at the features: the signs tell enough.
+  template <typename Body>
+  void for_each_saved_chunk(const Body& body) const {
+    for_each([&](const Chunk& chunk, const PackedChunk<Acc>& rows, int64_t) { body(chunk, rows); });
+  }
+
  private:
+  template <typename Body>
+  void for_each(const Body& body) const {
+    int64_t first = 0;
+    for (const Chunk& chunk : plan_.chunks) {
+      const Acc* weight = plan_.weight.data() + first;
+      const int64_t* order = plan_.order.data() + first;
+      uint64_t* signs = signs_ ? signs_ + first : nullptr;
+      body(chunk, PackedChunk<Acc>{nullptr, weight, order, chunk.rows, signs}, first);
+      first += chunk.rows;
+    }
+  }
+
   const Features& features_;
   const RowPlan<Acc>& plan_;
   bool fits_;
   Scratch<Acc> memory_;
   Source source_{};
   Span span_{};
+  uint64_t* signs_ = nullptr;
   bool packed_ = false;
 };
 
-// The class histogram of a block of columns, in scratch memory. To make it again in backward takes
-// less time than to write the table of all columns to memory and to read it.
+// The class histogram of a block of columns, in scratch memory or where it is saved. To make it
+// again in backward takes less time than to write the table of all columns to memory and to read
+// it.
 template <typename Acc>
 class BlockHistogram {
  public:
@@ -183,9 +193,15 @@ class BlockHistogram {
         slopes_(with_slopes ? plan.slots.size() * kBlockColumns<Acc> : 0),
         applied_(one_entry_per_row_ ? 0 : kChunkRows * kBlockColumns<Acc>) {}
 
+  // A place is for hard labels and relu.
+  void start(int64_t block, typename SavedBlocks<Acc>::Place place = {}) {
+    rows_.start(block, place.signs);
+    saved_table_ = place.table;
+  }
+
   PackedRows<Acc>& rows() { return rows_; }
   Span span() const { return rows_.span(); }
-  Table<Acc> table() const { return {table_.get(), span().width}; }
+  Table<Acc> table() const { return {saved_table_ ? saved_table_ : table_.get(), span().width}; }
   Table<Acc> slopes() const { return {slopes_.get(), span().width}; }
 
   // Forward: the table, the magnitude, and the mean, from which features are measured if it is
@@ -222,6 +238,10 @@ class BlockHistogram {
   void gather(
       const Chunk& chunk, const PackedChunk<Acc>& packed, const ColumnValues<Acc>& mean) const {
     const Runs<Acc> runs = chunk.view();
+    if (packed.signs) {
+      kernel_.gather_signs(packed, mean, runs, span(), table());
+      return;
+    }
     if (one_entry_per_row_ && with_slopes_) {
       kernel_.gather_slopes[activation_](packed, mean, runs, span(), table(), slopes());
       return;
@@ -230,7 +250,8 @@ class BlockHistogram {
       kernel_.gather[activation_](packed, mean, runs, span(), table());
       return;
     }
-    const PackedChunk<Acc> applied{applied_.get(), packed.weight, packed.order, packed.rows};
+    const PackedChunk<Acc> applied{
+        applied_.get(), packed.weight, packed.order, packed.rows, nullptr};
     kernel_.activate[activation_](packed, mean, span(), applied_.get());
     kernel_.gather_plain(applied, mean, runs, span(), table());
     if (!with_slopes_) return;
@@ -243,6 +264,7 @@ class BlockHistogram {
   int activation_;
   bool with_slopes_, one_entry_per_row_;
   Scratch<Acc> table_, slopes_, applied_;
+  Acc* saved_table_ = nullptr;
 };
 
 }  // namespace discfused::cpu

@@ -26,7 +26,7 @@ struct Output {
   }
 
   // It will not be found in the caches again.
-  bool large() const { return bytes >= int64_t{8} << 20; }
+  bool large() const { return bytes > int64_t{16} << 20; }
 
   bool rows_aligned() const {
     return reinterpret_cast<uintptr_t>(data) % kAlignment == 0 && row_bytes % kAlignment == 0;
@@ -109,7 +109,7 @@ class BlockGradient {
 template <typename Acc>
 void gradient_blocks(
     const Features& x, const RowPlan<Acc>& plan, Acc total, int activation, const Acc* given_mean,
-    const Upstream<Acc>& upstream, const Output& output) {
+    const Upstream<Acc>& upstream, const SavedBlocks<Acc>& saved, const Output& output) {
   using Chunk = typename RowPlan<Acc>::Chunk;
   const Kernels<Acc>& kernel = kernels<Acc>();
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
@@ -125,21 +125,37 @@ void gradient_blocks(
     const Scratch<Acc> grads(plan.one_entry_per_row ? 0 : kChunkRows * kBlockColumns<Acc>);
     ColumnValues<Acc> mean, shift;
     for (int64_t block = begin; block < end; ++block) {
-      histogram.rows().start(block);
+      const auto place = saved.at(block);
+      histogram.start(block, place);
       const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
       const Table<const Acc> table = histogram.table().as_const();
       centered ? mean.read(given_mean + column, span) : mean.fill(0);
-      if (centered || !upstream.grad_table) histogram.fill(mean);
+      if (!place.table && (centered || !upstream.grad_table)) histogram.fill(mean);
       const Pull<Acc> pull = gradient.start(column, span, histogram.table());
+
       shift.fill(0);
       if (centered) {
         // Every row has moved the mean, and with it all the others.
-        kernel.shift(table, histogram.slopes().as_const(), slots, pull, span, shift);
+        if (place.table) {
+          histogram.rows().for_each_saved_chunk(
+              [&](const Chunk& chunk, const PackedChunk<Acc>& rows) {
+                kernel.shift_signs(rows, chunk.view(), pull, span, table, shift);
+              });
+        } else {
+          kernel.shift(table, histogram.slopes().as_const(), slots, pull, span, shift);
+        }
         for (int64_t j = 0; j < span.width; ++j) shift[j] /= total;
       }
 
       const Target target{output.at(0, column), x.D, stream};
+      if (place.table) {
+        histogram.rows().for_each_saved_chunk(
+            [&](const Chunk& chunk, const PackedChunk<Acc>& rows) {
+              kernel.write_signs[x.type](rows, shift, chunk.view(), pull, span, table, target);
+            });
+        continue;
+      }
       histogram.rows().for_each_chunk([&](const Chunk& chunk, const PackedChunk<Acc>& packed) {
         const Runs<Acc> runs = chunk.view();
         if (plan.one_entry_per_row) {
@@ -164,7 +180,8 @@ template <typename Acc>
 at::Tensor gradient_as(
     const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
     const at::Tensor& total, const std::optional<at::Tensor>& soft,
-    const std::optional<at::Tensor>& mean, int activation, const UpstreamTensors& tensors) {
+    const std::optional<at::Tensor>& mean, int activation, const UpstreamTensors& tensors,
+    const std::optional<at::Tensor>& saved) {
   const Features x(features);
   at::Tensor means, grad_table, feature_coef, slot_coef;
   if (mean) {
@@ -195,11 +212,18 @@ at::Tensor gradient_as(
     upstream.g2 = scalar<Acc>(*tensors.grad_kl, "grad_kl") * static_cast<Acc>(tensors.kl_weight);
   }
   const RowPlan<Acc> plan = make_plan<Acc>(slot, row_weight, soft, x.N, S);
+  at::Tensor saved_holder;  // a hook on saved tensors may have moved them
+  if (saved) {
+    check_shape(*saved, {S, x.D}, "saved");
+    saved_holder = saved->contiguous();
+  }
+  const SavedBlocks<Acc> blocks(
+      saved ? saved_holder.mutable_data_ptr<Acc>() : nullptr, plan, S, x.D);
   at::Tensor dx = empty_kept({x.N, x.D}, features.options());
   const Output output(dx);
   gradient_blocks<Acc>(
       x, plan, nonzero(scalar<Acc>(total, "total")), activation,
-      mean ? means.const_data_ptr<Acc>() : nullptr, upstream, output);
+      mean ? means.const_data_ptr<Acc>() : nullptr, upstream, blocks, output);
   return dx;
 }
 
@@ -211,11 +235,12 @@ at::Tensor gradient(
     const std::optional<at::Tensor>& mean, int64_t activation,
     const std::optional<at::Tensor>& grad_table, const std::optional<at::Tensor>& feature_coef,
     const std::optional<at::Tensor>& slot_coef, const std::optional<at::Tensor>& grad_gini,
-    const std::optional<at::Tensor>& grad_kl, double gini_weight, double kl_weight) {
+    const std::optional<at::Tensor>& grad_kl, double gini_weight, double kl_weight,
+    const std::optional<at::Tensor>& saved) {
   const auto run = features.scalar_type() == at::kDouble ? gradient_as<double> : gradient_as<float>;
   return run(
       features, slot, row_weight, total, soft, mean, checked_activation(activation),
-      {grad_table, feature_coef, slot_coef, grad_gini, grad_kl, gini_weight, kl_weight});
+      {grad_table, feature_coef, slot_coef, grad_gini, grad_kl, gini_weight, kl_weight}, saved);
 }
 
 }  // namespace discfused::cpu

@@ -30,7 +30,7 @@ auto histogram_as(
     BlockHistogram<Acc> histogram(x, plan, activation, false);
     ColumnValues<Acc> magnitude;
     for (int64_t block = begin; block < end; ++block) {
-      histogram.rows().start(block);
+      histogram.start(block);
       const int64_t column = block * kBlockColumns<Acc>;
       histogram.fill(whole, means ? means + column : nullptr, magnitude);
       const Table<Acc> from = histogram.table();

@@ -17,7 +17,18 @@ namespace discfused::cpu {
 
 constexpr int64_t kChunkRows = 64;
 constexpr int64_t kAlignment = 64;  // bytes
-constexpr int kActivations = 5;     // the values of Activation in disc_math.h
+
+// Wide enough to use whole cache lines and pages well, narrow enough that a chunk stays in the
+// first-level cache (64 rows of 256 bytes).
+template <typename Acc>
+constexpr int64_t kBlockColumns = 256 / sizeof(Acc);
+
+template <typename Acc>
+int64_t block_count(int64_t columns) {
+  return (columns + kBlockColumns<Acc> - 1) / kBlockColumns<Acc>;
+}
+
+constexpr int kActivations = 5;  // the values of Activation in disc_math.h
 
 // Element types of features.
 enum FeatureType : int { kAccumulated, kHalf, kBFloat16, kFeatureTypes };
@@ -75,6 +86,7 @@ struct PackedChunk {
   const Acc* weight;
   const int64_t* order;
   int64_t rows;
+  uint64_t* signs;  // one for every row, a bit for every column: whether phi' is not 0; or null
 };
 
 // What turns the table into its gradient G: see FeaturePull in disc_math.h.
@@ -107,6 +119,14 @@ struct Kernels {
   using Write = void (*)(
       const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
       const Pull<Acc>& pull, Span span, const Table<const Acc>& table, const Target& target);
+  // The same for relu, from the signs of the chunk: its data is not looked at
+  using WriteSigns = void (*)(
+      const PackedChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
+      Span span, const Table<const Acc>& table, const Target& target);
+  // shift += sum over the rows of phi'(z) * weight * G[run.slot], likewise
+  using ShiftSigns = void (*)(
+      const PackedChunk<Acc>& chunk, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
+      const Table<const Acc>& table, Acc* shift);
 
   // The same in two steps, for rows that are several entries or none:
   // out = phi(z) or phi'(z), then gather_plain
@@ -138,8 +158,11 @@ struct Kernels {
   Gather gather[kActivations];
   GatherSlopes gather_slopes[kActivations];
   Write write[kActivations][kFeatureTypes];
+  WriteSigns write_signs[kFeatureTypes];
+  ShiftSigns shift_signs;
   Apply activate[kActivations];
   Apply differentiate[kActivations];
+  Gather gather_signs;  // for relu, and writes the signs of the chunk
   Gather gather_plain;
   Spread spread;
   WriteSpread write_spread[kActivations][kFeatureTypes];

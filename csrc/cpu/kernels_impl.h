@@ -4,7 +4,8 @@
 
 #pragma once
 
-#include "cpu/row_kernels.h"
+#include "cpu/backward_kernels.h"
+#include "cpu/forward_kernels.h"
 #include "cpu/vector.h"
 #include "disc_math.h"
 
@@ -98,6 +99,7 @@ constexpr void set_type(Kernels<Acc>& kernels) {
   constexpr int code = static_cast<int>(A);
   kernels.pack[type] = pack<Acc, T>;
   kernels.write[code][type] = write<Acc, A, T>;
+  kernels.write_signs[type] = write_signs<Acc, T>;
   kernels.write_spread[code][type] = write_spread<Acc, A, T>;
 }
 
@@ -125,6 +127,8 @@ constexpr Kernels<Acc> make_kernels() {
   set_activation<Activation::kSoftplus>(kernels);
   set_activation<Activation::kSigmoid>(kernels);
   kernels.gather_plain = gather<Acc, AsItIs>;
+  kernels.gather_signs = gather_signs<Acc>;
+  kernels.shift_signs = shift_signs<Acc>;
   kernels.spread = spread<Acc>;
   kernels.summarize = summarize<Acc>;
   kernels.project = project<Acc>;

@@ -78,12 +78,12 @@ class KeptMemory final : public c10::Allocator {
   }
 
  private:
-  // A block that is large enough, but not so large that it is wasted on so few bytes.
+  // A block that is large enough, but not so large that more than a fifth of it is wasted.
   std::unique_ptr<Block> find(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto block = kept_.end(); block != kept_.begin();) {
       --block;  // the latest first
-      if ((*block)->bytes >= bytes && (*block)->bytes / 2 <= bytes) return take(block);
+      if ((*block)->bytes >= bytes && (*block)->bytes / 5 * 4 <= bytes) return take(block);
     }
     return nullptr;
   }

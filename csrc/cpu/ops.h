@@ -21,22 +21,26 @@ std::tuple<std::optional<at::Tensor>, at::Tensor> histogram(
     const at::Tensor& total, const std::optional<at::Tensor>& soft, int64_t slots,
     int64_t activation, bool center);
 
-// -> penalty [], gini [], kl [], mean [D] (none unless centred), feature_coef [3, D], slot_coef [S]
-std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor>
+// -> penalty [], gini [], kl [], mean [D] (none unless centred), feature_coef [3, D], slot_coef
+// [S], saved [S, D] (if `save`, for hard labels and relu; see saved_blocks.h)
+std::tuple<
+    at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor,
+    std::optional<at::Tensor>>
 terms(
     const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
     const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
     const std::optional<at::Tensor>& absent, int64_t activation, bool center, bool reverse,
-    double eps, double gini_weight, double kl_weight);
+    double eps, double gini_weight, double kl_weight, bool save);
 
 // -> d loss / d features [N, D], contiguous: of a loss whose gradient with respect to the table is
-// grad_table [S, D], or else follows from feature_coef and the rest.
+// grad_table [S, D], or else follows from feature_coef and the rest, with what terms saved.
 at::Tensor gradient(
     const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
     const at::Tensor& total, const std::optional<at::Tensor>& soft,
     const std::optional<at::Tensor>& mean, int64_t activation,
     const std::optional<at::Tensor>& grad_table, const std::optional<at::Tensor>& feature_coef,
     const std::optional<at::Tensor>& slot_coef, const std::optional<at::Tensor>& grad_gini,
-    const std::optional<at::Tensor>& grad_kl, double gini_weight, double kl_weight);
+    const std::optional<at::Tensor>& grad_kl, double gini_weight, double kl_weight,
+    const std::optional<at::Tensor>& saved);
 
 }  // namespace discfused::cpu

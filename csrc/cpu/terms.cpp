@@ -7,6 +7,7 @@
 
 #include "cpu/blocks.h"
 #include "cpu/checks.h"
+#include "cpu/memory.h"
 #include "cpu/ops.h"
 #include "disc_math.h"
 
@@ -31,18 +32,18 @@ struct Coefs {
 };
 
 // Mean, 1 / T and sum_c P_c^2 of every feature; class_sum [blocks, slots of the plan] = sum of P
-// over each block. The table itself never leaves the cache.
+// over each block. The table leaves the cache only where it is saved for backward.
 template <typename Acc>
 FeatureStatistics summarize_features(
     const Features& x, const RowPlan<Acc>& plan, Acc total, int activation, Acc eps,
-    const Coefs<Acc>& coefs, Acc* class_sum) {
+    const Coefs<Acc>& coefs, Acc* class_sum, const SavedBlocks<Acc>& saved) {
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
   std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
   parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
     BlockHistogram<Acc> histogram(x, plan, activation, false);
     ColumnValues<Acc> magnitude, inverse, squares;
     for (int64_t block = begin; block < end; ++block) {
-      histogram.rows().start(block);
+      histogram.start(block, saved.at(block));
       const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
       histogram.fill(total, coefs.mean ? coefs.mean + column : nullptr, magnitude);
@@ -105,7 +106,7 @@ auto terms_as(
     const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
     const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
     const std::optional<at::Tensor>& absent, int activation, bool center, bool reverse, double eps,
-    double gini_weight, double kl_weight, at::ScalarType acc) {
+    double gini_weight, double kl_weight, bool save, at::ScalarType acc) {
   const Features x(features);
   const int64_t S = prior.size(0);
   const RowPlan<Acc> plan = make_plan<Acc>(slot, row_weight, soft, x.N, S);
@@ -120,13 +121,20 @@ auto terms_as(
   const Coefs<Acc> coefs{
       center ? mean->mutable_data_ptr<Acc>() : nullptr, feature_coef.mutable_data_ptr<Acc>(),
       slot_coef.mutable_data_ptr<Acc>()};
+  std::optional<at::Tensor> saved;
+  if (save) {
+    TORCH_CHECK_VALUE(
+        !soft && activation == static_cast<int>(Activation::kRelu),
+        "save is for hard labels and relu");
+    saved = empty_kept({S, x.D}, options);
+  }
   const int64_t blocks = block_count<Acc>(x.D);
   std::vector<Acc> class_sum(blocks * plan.slots.size());
 
   double gini = 0, kl = 0;
   const FeatureStatistics statistics = summarize_features(
       x, plan, nonzero(scalar<Acc>(total, "total")), activation, static_cast<Acc>(eps), coefs,
-      class_sum.data());
+      class_sum.data(), {save ? saved->mutable_data_ptr<Acc>() : nullptr, plan, S, x.D});
   if (statistics.live > 0) {
     gini = statistics.impurity / static_cast<double>(statistics.live);
     const std::vector<double> q =
@@ -149,22 +157,24 @@ auto terms_as(
   };
   return std::make_tuple(
       result(gini_weight * gini + kl_weight * kl), result(gini), result(kl), mean, feature_coef,
-      slot_coef);
+      slot_coef, saved);
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor>
+std::tuple<
+    at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor,
+    std::optional<at::Tensor>>
 terms(
     const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
     const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
     const std::optional<at::Tensor>& absent, int64_t activation, bool center, bool reverse,
-    double eps, double gini_weight, double kl_weight) {
+    double eps, double gini_weight, double kl_weight, bool save) {
   const bool in_double = features.scalar_type() == at::kDouble;
   const auto run = in_double ? terms_as<double> : terms_as<float>;
   return run(
       features, slot, row_weight, total, soft, prior, absent, checked_activation(activation),
-      center, reverse, eps, gini_weight, kl_weight, in_double ? at::kDouble : at::kFloat);
+      center, reverse, eps, gini_weight, kl_weight, save, in_double ? at::kDouble : at::kFloat);
 }
 
 }  // namespace discfused::cpu

@@ -76,6 +76,37 @@ struct Lanes {
   }
 };
 
+// One bit for every lane of a comparison that holds, the first lane's lowest.
+template <typename T, typename Comparison>
+inline uint64_t lane_bits(Comparison holds) {
+  static_assert(sizeof holds == DISCFUSED_VECTOR_BYTES, "one comparison of a vector");
+#ifdef DISCFUSED_X86
+  constexpr bool kSingle = sizeof(T) == 4;
+  if constexpr (sizeof holds == sizeof(__m512i)) {
+    if constexpr (kSingle) return _mm512_movepi32_mask(bits_as<__m512i>(holds));
+    return _mm512_movepi64_mask(bits_as<__m512i>(holds));
+  } else if constexpr (sizeof holds == sizeof(__m256i)) {
+    if constexpr (kSingle) return _mm256_movemask_ps(bits_as<__m256>(holds));
+    return _mm256_movemask_pd(bits_as<__m256d>(holds));
+  } else if constexpr (sizeof holds == sizeof(__m128i)) {
+    if constexpr (kSingle) return _mm_movemask_ps(bits_as<__m128>(holds));
+    return _mm_movemask_pd(bits_as<__m128d>(holds));
+  }
+#endif
+  uint64_t bits = 0;
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) bits |= uint64_t{holds[lane] != 0} << lane;
+  return bits;
+}
+
+// v in the lanes whose bit is set, 0 in the others
+template <typename T>
+inline Vector<T> where_set(uint64_t bits, Vector<T> v) {
+  Bits<T> lane_bit{};
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) lane_bit[lane] = 1u << lane;
+  const auto word = static_cast<std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>(bits);
+  return ((Bits<T>{} + word) & lane_bit) != 0 ? v : Vector<T>{};
+}
+
 // Stores past the caches, for what is too large to be found there again: the processor need not
 // read a line before it overwrites it. `to` is aligned to the size of v.
 template <typename V>

@@ -134,7 +134,6 @@ class Backend(Protocol):
     name: str
     device_type: str  # of the tensors it takes
     coef_rows: int  # of Terms.feature_coef
-    keeps_table: bool  # whether forward gives the table to gradient, or gradient makes its own
 
     def unavailable(self) -> str | None:
         """None if this backend can run here, else why not and what to do."""
@@ -152,6 +151,10 @@ class Backend(Protocol):
         wait for it.
         """
 
+    def keeps_table(self, soft: bool, activation: str) -> bool:
+        """Whether forward gives gradient a tensor [S, D]: the table, or what of it serves gradient
+        better. Else gradient makes its own."""
+
     def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         """Whether forward is to keep the slope of the table, so that backward need not look at
         centred features with hard labels twice. Depends on shapes and dtypes alone."""
@@ -165,9 +168,10 @@ class Backend(Protocol):
         settings: Settings,
         gini_weight: float,
         kl_weight: float,
+        for_backward: bool,  # gradient will follow
         slope: bool,  # to be kept; never asked of a backend whose keeps_slope says no
     ) -> tuple[Terms, Histogram]:
-        """Of the histogram, what gradient needs: the mean, and the table if keeps_table."""
+        """Of the histogram, what gradient needs: the mean, and a table if keeps_table."""
 
     def histogram(
         self, features: Tensor, members: Members, activation: str, center: bool
@@ -183,7 +187,7 @@ class Backend(Protocol):
         features: Tensor,
         members: Members,  # slot_class, share and extra may be missing here
         mean: Tensor | None,
-        # [S, D]: H, or None if forward kept none; the table's gradient itself if `pull` is None
+        # [S, D]: what forward kept, or None; the table's gradient itself if `pull` is None
         table: Tensor | None,
         activation: str,
         pull: Pull | None,
@@ -194,7 +198,8 @@ class Backend(Protocol):
 class ThroughTable:
     """forward in two stages, for a backend that keeps the table in memory."""
 
-    keeps_table = True
+    def keeps_table(self, soft: bool, activation: str) -> bool:
+        return True
 
     def forward(
         self,
@@ -205,6 +210,7 @@ class ThroughTable:
         settings: Settings,
         gini_weight: float,
         kl_weight: float,
+        for_backward: bool,
         slope: bool,
     ) -> tuple[Terms, Histogram]:
         activation, center = settings.activation, settings.center

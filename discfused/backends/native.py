@@ -23,7 +23,6 @@ class CpuBackend:
     name = "cpu"
     device_type = "cpu"
     coef_rows = 3
-    keeps_table = False  # blocks of it live in the cache only
 
     def unavailable(self) -> str | None:
         try:
@@ -45,6 +44,11 @@ class CpuBackend:
             )
         )  # fmt: skip
 
+    def keeps_table(self, soft: bool, activation: str) -> bool:
+        # Blocks of it, with a bit for every element: where relu's slope is 1. Else gradient makes
+        # them again, which takes less time than to write the table to memory and to read it.
+        return activation == "relu" and not soft
+
     def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         return False  # gradient makes its own
 
@@ -57,14 +61,17 @@ class CpuBackend:
         settings: Settings,
         gini_weight: float,
         kl_weight: float,
+        for_backward: bool,
         slope: bool,
     ) -> tuple[Terms, Histogram]:
-        penalty, gini, kl, mean, feature_coef, slot_coef = self._kernels.terms(
+        activation = settings.activation
+        keep = for_backward and self.keeps_table(members.soft is not None, activation)
+        penalty, gini, kl, mean, feature_coef, slot_coef, table = self._kernels.terms(
             features, members.slot, members.row_weight, members.total, members.soft, prior, absent,
-            CODE[settings.activation], settings.center, settings.reverse,
-            dead_threshold(settings), gini_weight, kl_weight,
+            CODE[activation], settings.center, settings.reverse, dead_threshold(settings),
+            gini_weight, kl_weight, keep,
         )  # fmt: skip
-        return Terms(penalty, gini, kl, feature_coef, slot_coef), Histogram(mean, None)
+        return Terms(penalty, gini, kl, feature_coef, slot_coef), Histogram(mean, table)
 
     def histogram(
         self, features: Tensor, members: Members, activation: str, center: bool
@@ -85,7 +92,10 @@ class CpuBackend:
         activation: str,
         pull: Pull | None,
     ) -> Tensor:
-        upstream = (table, None, None, None, None, 0.0, 0.0) if pull is None else (None, *pull[:6])
+        if pull is None:
+            upstream = table, None, None, None, None, 0.0, 0.0, None
+        else:
+            upstream = None, *pull[:6], table
         return self._kernels.gradient(
             features, members.slot, members.row_weight, members.total, members.soft, mean,
             CODE[activation], *upstream,

@@ -1,0 +1,248 @@
+// The kernels that write d loss / d features. Included by kernels_impl.h only.
+#pragma once
+
+#include "cpu/group.h"
+
+namespace discfused::cpu::DISCFUSED_ISA {
+
+// The gradient of the table, G, for a group of columns.
+template <typename Acc, int K>
+class GradientRows {
+ public:
+  GradientRows(Group<Acc, K> group, const Pull<Acc>& pull, const Table<const Acc>& table)
+      : group_(group), slot_offset_(pull.slot_offset), table_(table) {
+    for (int k = 0; k < K; ++k) {
+      outer_[k] = group.load(pull.outer, k);
+      constant_[k] = group.load(pull.constant, k);
+      slope_[k] = group.load(pull.slope, k);
+    }
+  }
+
+  void load(int64_t slot, Vector<Acc> (&G)[K]) const {
+    const Acc* row = table_.data + slot * table_.stride;
+    for (int k = 0; k < K; ++k) {
+      G[k] = table_gradient(
+          outer_[k], constant_[k], slope_[k], group_.load(row, k), slot_offset_[slot]);
+    }
+  }
+
+ private:
+  Group<Acc, K> group_;
+  const Acc* slot_offset_;
+  const Table<const Acc>& table_;
+  Vector<Acc> outer_[K], constant_[K], slope_[K];
+};
+
+// How vectors of d loss / d features reach a row of the batch: where all their columns exist, where
+// they go past the caches, and where only the first `columns` exist.
+struct Plain {
+  template <typename T, typename V>
+  static void put(T* to, V value, int64_t) {
+    std::memcpy(to, &value, sizeof value);
+  }
+};
+
+struct Streamed {
+  template <typename T, typename V>
+  static void put(T* to, V value, int64_t) {
+    stream(to, value);
+  }
+};
+
+struct Partial {
+  template <typename T, typename V>
+  static void put(T* to, V value, int64_t columns) {
+    constexpr int64_t kCount = sizeof(V) / sizeof(T);
+    if (columns >= kCount) return Plain::put(to, value, columns);
+    T elements[kCount];
+    std::memcpy(elements, &value, sizeof value);
+    for (int64_t j = 0; j < columns; ++j) to[j] = elements[j];
+  }
+};
+
+// body(how the vectors of the group are stored)
+template <typename Acc, int K, typename Body>
+inline void with_store(Group<Acc, K> group, Span span, const Target& target, Body body) {
+  if (group.at(K) > span.columns) {
+    body(Partial());
+  } else if (target.stream) {
+    body(Streamed());
+  } else {
+    body(Plain());
+  }
+}
+
+// phi'(z) * g in a group of columns, where z is made of packed features.
+template <typename Acc, Activation A, int K>
+class SlopeOfFeatures {
+ public:
+  SlopeOfFeatures(Group<Acc, K> group, const Acc* mean, const Acc* packed, Span span)
+      : group_(group), packed_(packed), width_(span.width) {
+    for (int k = 0; k < K; ++k) mean_[k] = group.load(mean, k);
+  }
+
+  Vector<Acc> pull_back(int64_t row, int k, Vector<Acc> g) const {
+    return discfused::pull_back<A>(group_.load(packed_ + row * width_, k) - mean_[k], g);
+  }
+
+ private:
+  Group<Acc, K> group_;
+  const Acc* packed_;
+  int64_t width_;
+  Vector<Acc> mean_[K];
+};
+
+// The same for relu, from the bits that forward left.
+template <typename Acc, int K>
+class SlopeOfSigns {
+ public:
+  SlopeOfSigns(Group<Acc, K> group, const uint64_t* signs) : group_(group), signs_(signs) {}
+
+  Vector<Acc> pull_back(int64_t row, int k, Vector<Acc> g) const {
+    return where_set<Acc>(signs_[row] >> group_.at(k), g);
+  }
+
+ private:
+  Group<Acc, K> group_;
+  const uint64_t* signs_;
+};
+
+// One group of columns of d loss / d features.
+template <typename Acc, typename T, int K>
+class GradientColumns {
+ public:
+  GradientColumns(Group<Acc, K> group, const Acc* shift, Span span, const Target& target)
+      : group_(group),
+        columns_(span.columns),
+        target_(static_cast<T*>(target.data)),
+        row_stride_(target.row_stride) {
+    for (int k = 0; k < K; ++k) shift_[k] = group.load(shift, k);
+  }
+
+  // Row `to` of the batch from packed row `row`, its weight and d loss / d activations.
+  template <typename Store, typename Slope>
+  void write(
+      Store, const Slope& slope, int64_t row, Acc weight, const Vector<Acc> (&grad)[K],
+      int64_t to) const {
+    T* out = target_ + to * row_stride_;
+    for (int k = 0; k < K; ++k) {
+      const Vector<Acc> dx = slope.pull_back(row, k, grad[k]) - weight * shift_[k];
+      Store::put(out + group_.at(k), narrow<T>(dx), columns_ - group_.at(k));
+    }
+  }
+
+ private:
+  Group<Acc, K> group_;
+  int64_t columns_;
+  T* target_;
+  int64_t row_stride_;
+  Vector<Acc> shift_[K];
+};
+
+// Every row is one entry. slope_of(group) tells phi'(z).
+template <typename Acc, typename T, typename SlopeOf>
+inline void write_runs(
+    const PackedChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
+    Span span, const Table<const Acc>& table, const Target& target, SlopeOf slope_of) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    const GradientRows<Acc, K> gradient_rows(group, pull, table);
+    const GradientColumns<Acc, T, K> columns(group, shift, span, target);
+    const auto slope = slope_of(group);
+    with_store(group, span, target, [&](auto store) {
+      const PackedChunk<Acc> rows = chunk;  // a copy that no store can change
+      Vector<Acc> G[K], grad[K];
+      for (const Run* run = runs.begin; run != runs.end; ++run) {
+        gradient_rows.load(run->slot, G);
+        for (int64_t row = run->begin, end = run->end; row < end; ++row) {
+          const Acc weight = rows.weight[row];
+          for (int k = 0; k < K; ++k) grad[k] = weight * G[k];
+          columns.write(store, slope, row, weight, grad, rows.order[row]);
+        }
+      }
+    });
+  });
+  if (target.stream) fence_streams();
+}
+
+template <typename Acc, Activation A, typename T>
+void write(
+    const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
+    const Pull<Acc>& pull, Span span, const Table<const Acc>& table, const Target& target) {
+  write_runs<Acc, T>(chunk, shift, runs, pull, span, table, target, [&](auto group) {
+    return SlopeOfFeatures<Acc, A, group.kVectors>(group, mean, chunk.data, span);
+  });
+}
+
+template <typename Acc, typename T>
+void write_signs(
+    const PackedChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
+    Span span, const Table<const Acc>& table, const Target& target) {
+  write_runs<Acc, T>(chunk, shift, runs, pull, span, table, target, [&](auto group) {
+    return SlopeOfSigns<Acc, group.kVectors>(group, chunk.signs);
+  });
+}
+
+template <typename Acc>
+void shift_signs(
+    const PackedChunk<Acc>& chunk, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
+    const Table<const Acc>& table, Acc* shift) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    const GradientRows<Acc, K> gradient_rows(group, pull, table);
+    const SlopeOfSigns<Acc, K> slope(group, chunk.signs);
+    Vector<Acc> total[K] = {}, G[K];
+    for (const Run* run = runs.begin; run != runs.end; ++run) {
+      Vector<Acc> sums[K] = {};
+      for (int64_t row = run->begin; row < run->end; ++row) {
+        const Vector<Acc> weight = Vector<Acc>{} + chunk.weight[row];
+        for (int k = 0; k < K; ++k) sums[k] += slope.pull_back(row, k, weight);
+      }
+      gradient_rows.load(run->slot, G);
+      for (int k = 0; k < K; ++k) total[k] += sums[k] * G[k];
+    }
+    for (int k = 0; k < K; ++k) group.store(shift, k, group.load(shift, k) + total[k]);
+  });
+}
+
+template <typename Acc>
+void spread(
+    Acc* grads, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
+    const Table<const Acc>& table) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    const GradientRows<Acc, K> gradient_rows(group, pull, table);
+    Vector<Acc> G[K];
+    for (const Run* run = runs.begin; run != runs.end; ++run) {
+      gradient_rows.load(run->slot, G);
+      for (int64_t entry = run->begin; entry < run->end; ++entry) {
+        Acc* g = grads + runs.entry_row[entry] * span.width;
+        for (int k = 0; k < K; ++k) {
+          group.store(g, k, group.load(g, k) + runs.entry_weight[entry] * G[k]);
+        }
+      }
+    }
+  });
+}
+
+template <typename Acc, Activation A, typename T>
+void write_spread(
+    const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
+    const Target& target) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    const GradientColumns<Acc, T, K> columns(group, shift, span, target);
+    const SlopeOfFeatures<Acc, A, K> slope(group, mean, chunk.data, span);
+    with_store(group, span, target, [&](auto store) {
+      Vector<Acc> grad[K];
+      for (int64_t row = 0; row < chunk.rows; ++row) {
+        const int64_t at = row * span.width;
+        for (int k = 0; k < K; ++k) grad[k] = group.load(grads + at, k);
+        columns.write(store, slope, row, chunk.weight[row], grad, chunk.order[row]);
+      }
+    });
+  });
+  if (target.stream) fence_streams();
+}
+
+}  // namespace discfused::cpu::DISCFUSED_ISA
