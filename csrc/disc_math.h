@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 // static: every translation unit owns its copy, compiled for its own instruction set. An inline
 // function would be merged by the linker, and a processor without AVX-512 could meet that version.
@@ -98,10 +99,12 @@ DISCFUSED_HD T total_mass(T table_sum, T magnitude) {
   return table_sum + 0.0f * magnitude;
 }
 
-// 1 / T_j of a live feature and 0 of a dead one, which drops it from every product.
+// 1 / T_j of a live feature and 0 of a dead one, which drops it from every product. So is one whose
+// reciprocal could overflow.
 template <typename T, typename Scalar>
 DISCFUSED_HD T live_reciprocal(T total, T magnitude, Scalar eps) {
-  return total <= eps * magnitude ? T{} : 1.0f / total;
+  constexpr Scalar kSmallest = std::numeric_limits<Scalar>::min();
+  return (total <= eps * magnitude) | (total < kSmallest) ? T{} : 1.0f / total;
 }
 
 // 1 - sum_c P_cj^2, which rounding must not carry out of [0, 1].

@@ -96,12 +96,13 @@ def terms_forward(
     gini_weight: float,
     kl_weight: float,
     for_backward: bool,
+    save: bool,  # of a size that depends on data
 ) -> tuple[Terms, Histogram, Members]:
     members = _members(backend, labels, _slots(features, labels), features, settings.activation)
     prior, absent = _slot_prior(prior, members, settings.reverse)
     slope = for_backward and keeps_slope(backend, features, labels, settings.center)
     terms, histogram = backend.forward(
-        features, members, prior, absent, settings, gini_weight, kl_weight, for_backward, slope
+        features, members, prior, absent, settings, gini_weight, kl_weight, slope, save
     )
     return terms, histogram, members
 
@@ -189,7 +190,7 @@ class DiscTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         terms, histogram, members = terms_forward(
             backend, features, labels, prior, settings, gini_weight, kl_weight,
-            for_backward=ctx.needs_input_grad[0],
+            for_backward=ctx.needs_input_grad[0], save=ctx.needs_input_grad[0],
         )  # fmt: skip
         state = histogram.mean, histogram.table, terms.feature_coef, terms.slot_coef
         _save(ctx, features, labels, members, *state)

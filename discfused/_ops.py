@@ -41,7 +41,15 @@ def _disc_terms(
     labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
     settings = Settings(activation, center, reverse, eps)
     terms, histogram, members = _autograd.terms_forward(
-        backends.get(backend), features, labels, prior, settings, 1.0, 1.0, for_backward=True
+        backends.get(backend),
+        features,
+        labels,
+        prior,
+        settings,
+        1.0,
+        1.0,
+        for_backward=True,
+        save=False,
     )
     rows = members.slot, members.row_weight, members.total
     table = _or_empty(histogram.table, terms.gini)
@@ -113,8 +121,7 @@ def _disc_terms_fake(
     # would need a graph each.
     S = num_classes if target.is_floating_point() else torch.sym_min(num_classes, N)
     dtype, chosen = accumulation_dtype(features.dtype), backends.get(backend)
-    keeps = chosen.keeps_table(target.is_floating_point(), activation)
-    table_shape = (S, D) if keeps else (0,)
+    table_shape = (S, D) if chosen.keeps_table else (0,)
     gini, kl, table, feature_coef, slot_coef = (
         features.new_empty(shape, dtype=dtype)
         for shape in ((), (), table_shape, (chosen.coef_rows, D), (S,))

@@ -180,7 +180,7 @@ def disc_terms(
             denominator not below 1e-8.
         feature_dim: the dimension of `features` that counts features; -1 for tokens [N, T, D].
         eps: a feature with less mass than this share of its magnitude is dead: constant features
-            are, up to rounding.
+            are, up to rounding. So is one whose mass is no normal number (1e-38 in float32).
         process_group: not supported yet.
         backend: "reference", "cpu", "triton", "cuda"; None for the fastest that can run here.
 

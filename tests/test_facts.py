@@ -261,11 +261,12 @@ def test_one_class_only_has_no_impurity_and_matches_its_own_prior(backend, batch
     close(gradients, torch.zeros_like(gradients))
 
 
+@pytest.mark.parametrize("small", [False, True], ids=["constant", "subnormal"])
 @fact
 @given(batch=batches(center=True, activations=SCALE_FREE, rows=(2, 12)))
-def test_dead_features_get_no_gradient(backend, batch):
+def test_dead_features_get_no_gradient(backend, small, batch):
     x = batch.x.clone()
-    x[:, 0] = 0.75
+    x[:, 0] = x[:, 0] * 1e-310 if small else 0.75
     values, gradients = terms_and_gradients(batch.having(x=x), backend)
     assert not gradients[:, :, 0].any()
     if x.shape[1] > 1:  # and do not change those of the others

@@ -9,8 +9,9 @@ from discfused import backends, disc_terms
 from discfused._autograd import terms_forward
 from discfused.backends.contract import Labels, Pull, Settings
 
-# All blocks of columns have room; most of them; some of them, the last of one column; none.
-SHAPES = [(64, 256, 60), (160, 640, 40), (130, 257, 7), (300, 33, 2)]
+# All blocks of columns have room; most of them; some of them, the last of one column; none; and
+# none because there are many classes.
+SHAPES = [(64, 256, 20), (160, 640, 40), (130, 257, 7), (300, 33, 2), (64, 256, 60)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def saved_and_not(cpu, x, y, C, center):
     given = Labels(y, None, None, C, -100)
     settings = Settings("relu", center, False, 1e-6)
     terms, histogram, members = terms_forward(
-        cpu, x, given, None, settings, 0.5, 2.0, for_backward=True
+        cpu, x, given, None, settings, 0.5, 2.0, for_backward=True, save=True
     )
     one = torch.ones((), dtype=terms.gini.dtype)
     pull = Pull(terms.feature_coef, terms.slot_coef, one, one, 0.5, 2.0)
@@ -50,15 +51,15 @@ def test_backward_does_not_look_at_features_that_were_saved(cpu, N, D, C, center
     counts = y != -100
     known = saved[counts].isfinite().all(0)
     assert torch.equal(saved[:, known], both[:, known])
-    least = {(64, 256): 256, (160, 640): 512, (130, 257): 64, (300, 33): 0}[N, D]
+    least = {(64, 256): 256, (160, 640): 512, (130, 257): 64, (300, 33): 0}[N, D] * (C < 60)
     assert known.sum() >= least and (least > 0 or not known.any())
 
 
 def test_a_second_backward_and_moved_tensors_give_the_same_bits(cpu):
-    x, y = features(64, 256, torch.float32).requires_grad_(), labels(64, 60)
+    x, y = features(64, 256, torch.float32).requires_grad_(), labels(64, 20)
 
     def terms():
-        gini, kl = disc_terms(x, y, 60, backend="cpu")
+        gini, kl = disc_terms(x, y, 20, backend="cpu")
         return gini + kl
 
     def pack(tensor):
@@ -80,7 +81,7 @@ def test_a_second_backward_and_moved_tensors_give_the_same_bits(cpu):
     ("activation", "grad"), [("abs", True), ("relu", False)], ids=["abs", "no gradient"]
 )
 def test_nothing_is_saved_that_nobody_reads(cpu, activation, grad):
-    x, given = features(16, 64), Labels(labels(16, 40), None, None, 40, -100)
+    x, given = features(64, 256), Labels(labels(64, 20), None, None, 20, -100)
     settings = Settings(activation, True, False, 1e-6)
-    histogram = terms_forward(cpu, x, given, None, settings, 1.0, 1.0, for_backward=grad)[1]
-    assert histogram.table is None
+    arguments = cpu, x, given, None, settings, 1.0, 1.0
+    assert terms_forward(*arguments, for_backward=grad, save=grad)[1].table is None

@@ -26,7 +26,7 @@ struct Output {
   }
 
   // It will not be found in the caches again.
-  bool large() const { return bytes > int64_t{16} << 20; }
+  bool large() const { return bytes >= int64_t{8} << 20; }
 
   bool rows_aligned() const {
     return reinterpret_cast<uintptr_t>(data) % kAlignment == 0 && row_bytes % kAlignment == 0;
@@ -212,13 +212,15 @@ at::Tensor gradient_as(
     upstream.g2 = scalar<Acc>(*tensors.grad_kl, "grad_kl") * static_cast<Acc>(tensors.kl_weight);
   }
   const RowPlan<Acc> plan = make_plan<Acc>(slot, row_weight, soft, x.N, S);
-  at::Tensor saved_holder;  // a hook on saved tensors may have moved them
+  SavedBlocks<Acc> blocks(plan, S, x.D);
+  at::Tensor memory;
   if (saved) {
-    check_shape(*saved, {S, x.D}, "saved");
-    saved_holder = saved->contiguous();
+    check_shape(*saved, {blocks.elements()}, "saved");
+    memory = saved->contiguous();
+    const auto address = reinterpret_cast<uintptr_t>(memory.const_data_ptr());
+    if (address % kAlignment) memory = memory.clone();  // a hook of autograd has moved it
+    blocks.use(memory.mutable_data_ptr<Acc>());
   }
-  const SavedBlocks<Acc> blocks(
-      saved ? saved_holder.mutable_data_ptr<Acc>() : nullptr, plan, S, x.D);
   at::Tensor dx = empty_kept({x.N, x.D}, features.options());
   const Output output(dx);
   gradient_blocks<Acc>(

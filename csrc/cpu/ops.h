@@ -22,7 +22,7 @@ std::tuple<std::optional<at::Tensor>, at::Tensor> histogram(
     int64_t activation, bool center);
 
 // -> penalty [], gini [], kl [], mean [D] (none unless centred), feature_coef [3, D], slot_coef
-// [S], saved [S, D] (if `save`, for hard labels and relu; see saved_blocks.h)
+// [S], saved (none, or a vector, see saved_blocks.h; `save` is for hard labels and relu)
 std::tuple<
     at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor,
     std::optional<at::Tensor>>

@@ -10,37 +10,42 @@
 namespace discfused::cpu {
 
 // Blocks of the table, each with the signs of its rows: with them backward need not look at the
-// features. They live in a tensor of the size of the whole table, [S, D], in which there is room
-// for all blocks, or for most where there are few empty slots or many rows for each class.
+// features. As many are saved as the whole table, [S, D], would take memory for: all, or most where
+// there are few empty slots or many rows for each class.
 template <typename Acc>
 class SavedBlocks {
  public:
   struct Place {
-    Acc* table = nullptr;       // one row of kBlockColumns for every slot of the plan
+    Acc* table = nullptr;       // one row as wide as the block for every slot of the plan
     uint64_t* signs = nullptr;  // one for every row of the plan
   };
 
-  // `data` is aligned to kAlignment, or null: nothing is saved.
-  SavedBlocks(Acc* data, const RowPlan<Acc>& plan, int64_t S, int64_t D)
-      : data_(reinterpret_cast<char*>(data)), blocks_(block_count<Acc>(D)) {
-    table_bytes_ = static_cast<int64_t>(plan.slots.size()) * kBlockColumns<Acc> * sizeof(Acc);
+  SavedBlocks(const RowPlan<Acc>& plan, int64_t S, int64_t D) : blocks_(block_count<Acc>(D)) {
+    const int64_t slots = static_cast<int64_t>(plan.slots.size());
+    // With less than two rows for each class the table is so large that to write it takes as long
+    // as to make it again.
+    if (slots == 0 || 2 * slots > plan.rows) return;
+    table_bytes_ = slots * kBlockColumns<Acc> * int64_t{sizeof(Acc)};
     const int64_t sign_bytes = plan.rows * int64_t{sizeof(uint64_t)};
     place_bytes_ = table_bytes_ + (sign_bytes + kAlignment - 1) / kAlignment * kAlignment;
-    const int64_t room = S * D * int64_t{sizeof(Acc)};
-    places_ = data && place_bytes_ ? std::min(blocks_, room / place_bytes_) : 0;
+    places_ = std::min(blocks_, S * D * int64_t{sizeof(Acc)} / place_bytes_);
   }
+
+  // How much memory they take. It is used once it is there, aligned to kAlignment.
+  int64_t elements() const { return places_ * place_bytes_ / int64_t{sizeof(Acc)}; }
+  void use(Acc* memory) { memory_ = reinterpret_cast<char*>(memory); }
 
   // Those that are saved are spread evenly, so that all threads have as many.
   Place at(int64_t block) const {
     const int64_t place = block * places_ / blocks_;
-    if ((block + 1) * places_ / blocks_ == place) return {};
-    char* start = data_ + place * place_bytes_;
+    if (!memory_ || (block + 1) * places_ / blocks_ == place) return {};
+    char* start = memory_ + place * place_bytes_;
     return {reinterpret_cast<Acc*>(start), reinterpret_cast<uint64_t*>(start + table_bytes_)};
   }
 
  private:
-  char* data_;
-  int64_t blocks_, table_bytes_, place_bytes_, places_;
+  int64_t blocks_, table_bytes_ = 0, place_bytes_ = 0, places_ = 0;
+  char* memory_ = nullptr;
 };
 
 }  // namespace discfused::cpu

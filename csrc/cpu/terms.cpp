@@ -121,12 +121,14 @@ auto terms_as(
   const Coefs<Acc> coefs{
       center ? mean->mutable_data_ptr<Acc>() : nullptr, feature_coef.mutable_data_ptr<Acc>(),
       slot_coef.mutable_data_ptr<Acc>()};
+  SavedBlocks<Acc> blocks_to_save(plan, S, x.D);
   std::optional<at::Tensor> saved;
-  if (save) {
+  if (save && blocks_to_save.elements() > 0) {
     TORCH_CHECK_VALUE(
         !soft && activation == static_cast<int>(Activation::kRelu),
         "save is for hard labels and relu");
-    saved = empty_kept({S, x.D}, options);
+    saved = empty_kept({blocks_to_save.elements()}, options);
+    blocks_to_save.use(saved->mutable_data_ptr<Acc>());
   }
   const int64_t blocks = block_count<Acc>(x.D);
   std::vector<Acc> class_sum(blocks * plan.slots.size());
@@ -134,7 +136,7 @@ auto terms_as(
   double gini = 0, kl = 0;
   const FeatureStatistics statistics = summarize_features(
       x, plan, nonzero(scalar<Acc>(total, "total")), activation, static_cast<Acc>(eps), coefs,
-      class_sum.data(), {save ? saved->mutable_data_ptr<Acc>() : nullptr, plan, S, x.D});
+      class_sum.data(), blocks_to_save);
   if (statistics.live > 0) {
     gini = statistics.impurity / static_cast<double>(statistics.live);
     const std::vector<double> q =

@@ -134,6 +134,7 @@ class Backend(Protocol):
     name: str
     device_type: str  # of the tensors it takes
     coef_rows: int  # of Terms.feature_coef
+    keeps_table: bool  # whether forward gives the table to gradient, or gradient makes its own
 
     def unavailable(self) -> str | None:
         """None if this backend can run here, else why not and what to do."""
@@ -151,10 +152,6 @@ class Backend(Protocol):
         wait for it.
         """
 
-    def keeps_table(self, soft: bool, activation: str) -> bool:
-        """Whether forward gives gradient a tensor [S, D]: the table, or what of it serves gradient
-        better. Else gradient makes its own."""
-
     def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         """Whether forward is to keep the slope of the table, so that backward need not look at
         centred features with hard labels twice. Depends on shapes and dtypes alone."""
@@ -168,10 +165,10 @@ class Backend(Protocol):
         settings: Settings,
         gini_weight: float,
         kl_weight: float,
-        for_backward: bool,  # gradient will follow
         slope: bool,  # to be kept; never asked of a backend whose keeps_slope says no
+        save: bool,  # in place of a table that is not kept, forward may save what serves gradient
     ) -> tuple[Terms, Histogram]:
-        """Of the histogram, what gradient needs: the mean, and a table if keeps_table."""
+        """Of the histogram, what gradient needs: the mean, and the table if keeps_table."""
 
     def histogram(
         self, features: Tensor, members: Members, activation: str, center: bool
@@ -187,7 +184,7 @@ class Backend(Protocol):
         features: Tensor,
         members: Members,  # slot_class, share and extra may be missing here
         mean: Tensor | None,
-        # [S, D]: what forward kept, or None; the table's gradient itself if `pull` is None
+        # [S, D]: H, or what forward saved, or None; the table's gradient itself if `pull` is None
         table: Tensor | None,
         activation: str,
         pull: Pull | None,
@@ -198,8 +195,7 @@ class Backend(Protocol):
 class ThroughTable:
     """forward in two stages, for a backend that keeps the table in memory."""
 
-    def keeps_table(self, soft: bool, activation: str) -> bool:
-        return True
+    keeps_table = True
 
     def forward(
         self,
@@ -210,8 +206,8 @@ class ThroughTable:
         settings: Settings,
         gini_weight: float,
         kl_weight: float,
-        for_backward: bool,
         slope: bool,
+        save: bool,
     ) -> tuple[Terms, Histogram]:
         activation, center = settings.activation, settings.center
         histogram = self.histogram(features, members, activation, center, slope=slope)

@@ -23,6 +23,7 @@ class CpuBackend:
     name = "cpu"
     device_type = "cpu"
     coef_rows = 3
+    keeps_table = False  # blocks of it live in the cache, or are saved
 
     def unavailable(self) -> str | None:
         try:
@@ -44,11 +45,6 @@ class CpuBackend:
             )
         )  # fmt: skip
 
-    def keeps_table(self, soft: bool, activation: str) -> bool:
-        # Blocks of it, with a bit for every element: where relu's slope is 1. Else gradient makes
-        # them again, which takes less time than to write the table to memory and to read it.
-        return activation == "relu" and not soft
-
     def keeps_slope(self, features: Tensor, num_classes: int) -> bool:
         return False  # gradient makes its own
 
@@ -61,17 +57,17 @@ class CpuBackend:
         settings: Settings,
         gini_weight: float,
         kl_weight: float,
-        for_backward: bool,
         slope: bool,
+        save: bool,
     ) -> tuple[Terms, Histogram]:
         activation = settings.activation
-        keep = for_backward and self.keeps_table(members.soft is not None, activation)
-        penalty, gini, kl, mean, feature_coef, slot_coef, table = self._kernels.terms(
+        save = save and activation == "relu" and members.soft is None  # one bit tells the slope
+        penalty, gini, kl, mean, feature_coef, slot_coef, saved = self._kernels.terms(
             features, members.slot, members.row_weight, members.total, members.soft, prior, absent,
             CODE[activation], settings.center, settings.reverse, dead_threshold(settings),
-            gini_weight, kl_weight, keep,
+            gini_weight, kl_weight, save,
         )  # fmt: skip
-        return Terms(penalty, gini, kl, feature_coef, slot_coef), Histogram(mean, table)
+        return Terms(penalty, gini, kl, feature_coef, slot_coef), Histogram(mean, saved)
 
     def histogram(
         self, features: Tensor, members: Members, activation: str, center: bool
