@@ -2,7 +2,9 @@
 
 import argparse
 import importlib.metadata
+import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -38,7 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
                       help="where the results go (default: %(default)s)")  # fmt: skip
     commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)
-    return options.run(options)
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `discfused doctor | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # not at exit either
+        return 1
 
 
 def run_demo(options: argparse.Namespace) -> int:

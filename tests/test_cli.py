@@ -25,6 +25,15 @@ def test_doctor_tells_what_is_there(tmp_path):
     assert f"{backends.preferred('cpu')[0]} on cpu tensors" in result.stdout
 
 
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_nobody_reads_on_and_that_is_no_error(tmp_path, unbuffered):
+    command = [sys.executable, *unbuffered, "-m", "discfused", "doctor"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=tmp_path) as doctor:
+        doctor.stdout.close()
+        assert b"BrokenPipe" not in doctor.stderr.read()
+
+
 def test_doctor_tells_what_was_left_out_and_why(monkeypatch, capsys):
     record = {
         "built": [],
