@@ -104,7 +104,7 @@ DISCFUSED_HD T total_mass(T table_sum, T magnitude) {
 template <typename T, typename Scalar>
 DISCFUSED_HD T live_reciprocal(T total, T magnitude, Scalar eps) {
   constexpr Scalar kSmallest = std::numeric_limits<Scalar>::min();
-  return (total <= eps * magnitude) | (total < kSmallest) ? T{} : 1.0f / total;
+  return total <= eps * magnitude + kSmallest ? T{} : 1.0f / total;
 }
 
 // 1 - sum_c P_cj^2, which rounding must not carry out of [0, 1].

@@ -84,8 +84,8 @@ def terms(
     """gini = mean_j (1 - sum_c P_cj^2) and kl = KL(pi || mean_j P_cj), over live features j."""
     # An infinite feature must not pass for a dead one: infinity times 0 is NaN, and NaN stays.
     total = table.sum(0) + 0 * magnitude
-    # One so small that its reciprocal could overflow is dead, too.
-    live = ~((total <= threshold * magnitude) | (total < torch.finfo(total.dtype).tiny))
+    # One that is no normal number is dead, too: its reciprocal could overflow.
+    live = ~(total <= threshold * magnitude + torch.finfo(total.dtype).tiny)
     count = live.sum()
     P = torch.where(live, table / torch.where(live, total, 1), 0)  # [C, D]
 

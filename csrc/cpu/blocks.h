@@ -174,9 +174,8 @@ class PackedRows {
   bool packed_ = false;
 };
 
-// The class histogram of a block of columns, in scratch memory or where it is saved. To make it
-// again in backward takes less time than to write the table of all columns to memory and to read
-// it.
+// The class histogram of a block of columns, in scratch memory or where it is saved. What is not
+// saved is made again in backward.
 template <typename Acc>
 class BlockHistogram {
  public:

@@ -34,7 +34,7 @@ def feature_terms_kernel(
     mass_j = tl.sum(mass, axis=0) + 0.0 * scale  # infinity * 0 is NaN: not a dead feature
     BITS: tl.constexpr = ACC.primitive_bitwidth
     SMALLEST: tl.constexpr = 2.2250738585072014e-308 if BITS == 64 else 1.17549435e-38
-    dead = (mass_j <= eps * scale) | (mass_j < SMALLEST)  # whose reciprocal could overflow
+    dead = mass_j <= eps * scale + SMALLEST  # below that the reciprocal could overflow
     inverse = tl.where(dead, 0.0, 1.0 / tl.where(dead, 1.0, mass_j))
 
     line = sums + block.to(tl.int64) * (S + 2)
