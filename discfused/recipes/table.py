@@ -123,14 +123,16 @@ def markdown(cells: list[Cell]) -> str:
 
 def draw(cells: list[Cell], path: Path) -> None:
     """Accuracy of every run, and the paired differences with their intervals."""
-    height = 1.5 + 0.35 * len(cells)
+    names = []
+    for cell in cells:
+        name = " ".join([*(str(cell.options[name]) for name in ALWAYS), _others(cell, cells)])
+        names.append(textwrap.fill(name, 60))
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    height = 1.5 + (0.2 + 0.15 * lines) * len(cells)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, height), sharey=True, layout="constrained"
     )
-    names = []
     for y, cell in enumerate(cells):
-        name = " ".join([*(str(cell.options[name]) for name in ALWAYS), _others(cell, cells)])
-        names.append(textwrap.shorten(name, 60, placeholder=" ..."))
         accuracies = [row["accuracy"] for row in cell.rows.values()]
         left.plot(accuracies, [y] * len(accuracies), "o", color="tab:blue", alpha=0.4)
         if accuracies:
