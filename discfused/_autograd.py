@@ -96,7 +96,7 @@ def terms_forward(
     gini_weight: float,
     kl_weight: float,
     for_backward: bool,
-    save: bool,  # of a size that depends on data
+    save: bool,  # whether the backend may; the size of what it saves depends on data
 ) -> tuple[Terms, Histogram, Members]:
     members = _members(backend, labels, _slots(features, labels), features, settings.activation)
     prior, absent = _slot_prior(prior, members, settings.reverse)

@@ -40,17 +40,9 @@ def _disc_terms(
 ):  # fmt: skip
     labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
     settings = Settings(activation, center, reverse, eps)
-    terms, histogram, members = _autograd.terms_forward(
-        backends.get(backend),
-        features,
-        labels,
-        prior,
-        settings,
-        1.0,
-        1.0,
-        for_backward=True,
-        save=False,
-    )
+    # Nothing saved: a fake could not tell its size.
+    arguments = backends.get(backend), features, labels, prior, settings, 1.0, 1.0
+    terms, histogram, members = _autograd.terms_forward(*arguments, for_backward=True, save=False)
     rows = members.slot, members.row_weight, members.total
     table = _or_empty(histogram.table, terms.gini)
     coefs = table, terms.feature_coef, terms.slot_coef
