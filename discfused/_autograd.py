@@ -161,6 +161,17 @@ def _save(ctx: Any, features: Tensor, labels: Labels, members: Members, *state) 
     ctx.save_for_backward(features, *rows, *state, *given)
 
 
+def _upstream(grad_penalty: Tensor | None, weight: float, grad: Tensor | None) -> Tensor | None:
+    """The gradient of a term, by itself and as a part of the penalty.
+
+    Nothing is computed that need not be: on a small batch such a product takes as long as all the
+    rest.
+    """
+    if grad_penalty is None:
+        return grad
+    return grad_penalty * weight if grad is None else grad_penalty * weight + grad
+
+
 def _pull_back(ctx: Any, saved: tuple, table: Tensor | None, pull, *upstream: Tensor) -> Tensor:
     features, slot, row_weight, total, mean, *_ = saved
     given = saved[-3:] if ctx.soft else (slot, None, None)
@@ -210,10 +221,11 @@ class DiscTerms(torch.autograd.Function):
         if grad_gini is None and grad_kl is None:
             pull_gini = pull_kl = grad_penalty
         else:
-            zero = torch.zeros_like(upstream[0])
-            penalty = zero if grad_penalty is None else grad_penalty
-            pull_gini = penalty * gini_weight + (zero if grad_gini is None else grad_gini)
-            pull_kl = penalty * kl_weight + (zero if grad_kl is None else grad_kl)
+            pull_gini = _upstream(grad_penalty, gini_weight, grad_gini)
+            pull_kl = _upstream(grad_penalty, kl_weight, grad_kl)
+            if pull_gini is None or pull_kl is None:
+                zero = torch.zeros_like(upstream[0])
+                pull_gini, pull_kl = (zero if g is None else g for g in (pull_gini, pull_kl))
             gini_weight = kl_weight = 1.0
         pull = Pull(feature_coef, slot_coef, pull_gini, pull_kl, gini_weight, kl_weight, ctx.slope)
         return (_pull_back(ctx, saved, table, pull, *upstream), *[None] * 6)

@@ -163,7 +163,7 @@ def labels(
     t = target(t, num_classes, ignore_index, x.device, look)
     same_length("features", x, t)
     return Labels(
-        t.detach(),
+        t.detach() if t.requires_grad else t,  # a call on a small batch is short
         weights("weight", weight, num_classes, x.device),
         weights("sample_weight", sample_weight, x.shape[0], x.device),
         num_classes,
@@ -226,7 +226,7 @@ def target(
             f"target has shape {_shape(t)}, expected class indices [N]"
             + (": drop the last dimension with target.squeeze(1)" if t.shape[1:] == (1,) else "")
         )
-    t = t.long()
+    t = t if t.dtype == torch.int64 else t.long()
     if look:
         check_labels(t, num_classes, ignore_index)
     return t

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from cases import LAYOUTS, features, labels, soft_labels
-from discfused import class_histogram, fused_disc_loss
+from cases import DTYPES, LAYOUTS, features, labels, soft_labels
+from discfused import backends, class_histogram, disc_terms, fused_disc_loss
+from discfused.backends.contract import ACTIVATIONS
 
 N, D, C = 20, 9, 5
 
@@ -92,3 +93,21 @@ def test_feature_maps_in_channels_last(backend):
         loss = fused_disc_loss(torch.zeros(N, C), y, leaf, backend=backend)
         found.append([loss.detach(), torch.autograd.grad(loss, leaf)[0]])
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("rows", "center"), [(300, True), (300, False), (4500, True)], ids=["low", "raw", "tall"]
+)
+def test_the_cpu_sums_in_one_order_wherever_features_lie(rows, center, activation, dtype):
+    """Rows of whole vectors are read where they are, the others from a copy: the same bits."""
+    if reason := backends.get("cpu").unavailable():
+        pytest.skip(reason)
+    x, y = features(rows, 80, dtype), labels(rows, 7, "some ignored")
+    found = []
+    for each in (x, x.t().contiguous().t()):
+        leaf = each.detach().requires_grad_()
+        terms = disc_terms(leaf, y, 7, activation=activation, center=center, backend="cpu")
+        found.append([*terms, torch.autograd.grad(sum(terms), leaf)[0]])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

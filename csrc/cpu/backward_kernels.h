@@ -1,7 +1,7 @@
 // The kernels that write d loss / d features. Included by kernels_impl.h only.
 #pragma once
 
-#include "cpu/group.h"
+#include "cpu/slopes.h"
 
 namespace discfused::cpu::DISCFUSED_ISA {
 
@@ -72,41 +72,6 @@ inline void with_store(Group<Acc, K> group, Span span, const Target& target, Bod
   }
 }
 
-// phi'(z) * g in a group of columns, where z is made of packed features.
-template <typename Acc, Activation A, int K>
-class SlopeOfFeatures {
- public:
-  SlopeOfFeatures(Group<Acc, K> group, const Acc* mean, const Acc* packed, Span span)
-      : group_(group), packed_(packed), width_(span.width) {
-    for (int k = 0; k < K; ++k) mean_[k] = group.load(mean, k);
-  }
-
-  Vector<Acc> pull_back(int64_t row, int k, Vector<Acc> g) const {
-    return discfused::pull_back<A>(group_.load(packed_ + row * width_, k) - mean_[k], g);
-  }
-
- private:
-  Group<Acc, K> group_;
-  const Acc* packed_;
-  int64_t width_;
-  Vector<Acc> mean_[K];
-};
-
-// The same for relu, from the bits that forward left.
-template <typename Acc, int K>
-class SlopeOfSigns {
- public:
-  SlopeOfSigns(Group<Acc, K> group, const uint64_t* signs) : group_(group), signs_(signs) {}
-
-  Vector<Acc> pull_back(int64_t row, int k, Vector<Acc> g) const {
-    return where_set<Acc>(signs_[row] >> group_.at(k), g);
-  }
-
- private:
-  Group<Acc, K> group_;
-  const uint64_t* signs_;
-};
-
 // One group of columns of d loss / d features.
 template <typename Acc, typename T, int K>
 class GradientColumns {
@@ -142,7 +107,7 @@ class GradientColumns {
 // Every row is one entry. slope_of(group) tells phi'(z).
 template <typename Acc, typename T, typename SlopeOf>
 inline void write_runs(
-    const PackedChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
+    const RowChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
     Span span, const Table<const Acc>& table, const Target& target, SlopeOf slope_of) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
@@ -150,7 +115,7 @@ inline void write_runs(
     const GradientColumns<Acc, T, K> columns(group, shift, span, target);
     const auto slope = slope_of(group);
     with_store(group, span, target, [&](auto store) {
-      const PackedChunk<Acc> rows = chunk;  // a copy that no store can change
+      const RowChunk<Acc> rows = chunk;  // a copy that no store can change
       Vector<Acc> G[K], grad[K];
       for (const Run* run = runs.begin; run != runs.end; ++run) {
         gradient_rows.load(run->slot, G);
@@ -167,41 +132,19 @@ inline void write_runs(
 
 template <typename Acc, Activation A, typename T>
 void write(
-    const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
+    const RowChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
     const Pull<Acc>& pull, Span span, const Table<const Acc>& table, const Target& target) {
   write_runs<Acc, T>(chunk, shift, runs, pull, span, table, target, [&](auto group) {
-    return SlopeOfFeatures<Acc, A, group.kVectors>(group, mean, chunk.data, span);
+    return SlopeOfFeatures<Acc, A, group.kVectors>(group, mean, chunk.from);
   });
 }
 
 template <typename Acc, typename T>
 void write_signs(
-    const PackedChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
+    const RowChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
     Span span, const Table<const Acc>& table, const Target& target) {
   write_runs<Acc, T>(chunk, shift, runs, pull, span, table, target, [&](auto group) {
     return SlopeOfSigns<Acc, group.kVectors>(group, chunk.signs);
-  });
-}
-
-template <typename Acc>
-void shift_signs(
-    const PackedChunk<Acc>& chunk, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
-    const Table<const Acc>& table, Acc* shift) {
-  for_each_group<Acc>(span, [&](auto group) {
-    constexpr int K = group.kVectors;
-    const GradientRows<Acc, K> gradient_rows(group, pull, table);
-    const SlopeOfSigns<Acc, K> slope(group, chunk.signs);
-    Vector<Acc> total[K] = {}, G[K];
-    for (const Run* run = runs.begin; run != runs.end; ++run) {
-      Vector<Acc> sums[K] = {};
-      for (int64_t row = run->begin; row < run->end; ++row) {
-        const Vector<Acc> weight = Vector<Acc>{} + chunk.weight[row];
-        for (int k = 0; k < K; ++k) sums[k] += slope.pull_back(row, k, weight);
-      }
-      gradient_rows.load(run->slot, G);
-      for (int k = 0; k < K; ++k) total[k] += sums[k] * G[k];
-    }
-    for (int k = 0; k < K; ++k) group.store(shift, k, group.load(shift, k) + total[k]);
   });
 }
 
@@ -227,12 +170,12 @@ void spread(
 
 template <typename Acc, Activation A, typename T>
 void write_spread(
-    const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
+    const RowChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
     const Target& target) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     const GradientColumns<Acc, T, K> columns(group, shift, span, target);
-    const SlopeOfFeatures<Acc, A, K> slope(group, mean, chunk.data, span);
+    const SlopeOfFeatures<Acc, A, K> slope(group, mean, chunk.from);
     with_store(group, span, target, [&](auto store) {
       Vector<Acc> grad[K];
       for (int64_t row = 0; row < chunk.rows; ++row) {

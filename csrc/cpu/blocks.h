@@ -1,4 +1,4 @@
-// The batch as blocks of columns, each packed chunk by chunk into scratch memory of its thread.
+// The batch as blocks of columns, whose rows are read where they are or packed into scratch memory.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -9,10 +9,11 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <numeric>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/row_plan.h"
-#include "cpu/saved_blocks.h"
 
 namespace discfused::cpu {
 
@@ -90,8 +91,9 @@ struct Features {
         element_size(static_cast<int64_t>(features.element_size())),
         type(type_of(features.scalar_type())) {}
 
-  Source from_column(int64_t column) const {
-    return {data + column * column_stride * element_size, row_stride, column_stride};
+  Source from_column(int64_t column, const std::vector<int64_t>& order) const {
+    const char* start = data + column * column_stride * element_size;
+    return {start, type, row_stride, order.data(), static_cast<int64_t>(order.size())};
   }
 
   const char* data;
@@ -109,20 +111,26 @@ struct Features {
   }
 };
 
+// Who reads a chunk of rows: any kernels, the one of moments, or one after which no look at the
+// block follows.
+enum class Look { kAny, kMoments, kLast };
+
 // The rows of a batch that count, a block of columns at a time.
 template <typename Acc>
-class PackedRows {
+class BlockRows {
  public:
   using Chunk = typename RowPlan<Acc>::Chunk;
 
-  PackedRows(const Features& features, const RowPlan<Acc>& plan)
+  BlockRows(const Features& features, const RowPlan<Acc>& plan)
       : features_(features),
         plan_(plan),
         fits_(plan.rows * kBlockColumns<Acc> * int64_t{sizeof(Acc)} <= kResidentBytes),
-        memory_((fits_ ? plan.rows : kChunkRows) * kBlockColumns<Acc>) {}
+        memory_((fits_ ? plan.rows : kChunkRows) * kBlockColumns<Acc>) {
+    std::iota(std::begin(as_packed_), std::end(as_packed_), 0);
+  }
 
   void start(int64_t block, uint64_t* signs) {
-    source_ = features_.from_column(block * kBlockColumns<Acc>);
+    source_ = features_.from_column(block * kBlockColumns<Acc>, plan_.order);
     span_ = block_span<Acc>(block, features_.D);
     signs_ = signs;
     packed_ = false;
@@ -130,25 +138,35 @@ class PackedRows {
 
   Span span() const { return span_; }
 
-  // One look at the block: body(chunk, its packed rows). The next look finds them packed, unless
-  // the batch is too tall for the cache: to read a copy would take as long as to pack it again.
+  // One look at the block: body(chunk, its rows). Rows of whole vectors are read where they are if
+  // one kernel reads them, the others are packed. Another look finds them packed, unless the batch
+  // is too tall for the cache: to read a copy would take as long as to read them again.
   template <typename Body>
-  void for_each_chunk(const Body& body) {
-    for_each([&](const Chunk& chunk, PackedChunk<Acc> rows, int64_t first) {
+  void for_each_chunk(Look look, const Body& body) {
+    const bool whole = features_.column_stride == 1 && span_.columns == span_.width;
+    const bool packs = !packed_ && !(whole && look != Look::kAny);
+    const bool copies = !packed_ && !packs && look == Look::kMoments && fits_;
+    for_each([&](const Chunk& chunk, RowChunk<Acc> rows, int64_t first) {
       Acc* packed = memory_.get() + (fits_ ? first * span_.width : 0);
-      if (!packed_) {
-        kernels<Acc>().pack[features_.type](source_, rows.order, rows.rows, span_, packed);
+      if (packs) {
+        kernels<Acc>().pack[features_.type](
+            rows.from, features_.column_stride, rows.rows, span_, packed);
       }
-      rows.data = packed;
+      if (packs || packed_) rows.from = packed_at(packed);
+      if (copies) rows.copy = packed;
       body(chunk, rows);
     });
-    packed_ = fits_;
+    packed_ = packed_ || copies || (packs && fits_);
   }
 
   // Without a look at the features: the signs tell enough.
   template <typename Body>
-  void for_each_saved_chunk(const Body& body) const {
-    for_each([&](const Chunk& chunk, const PackedChunk<Acc>& rows, int64_t) { body(chunk, rows); });
+  void for_each_signed_chunk(const Body& body) const {
+    for_each([&](const Chunk& chunk, const RowChunk<Acc>& rows, int64_t) { body(chunk, rows); });
+  }
+
+  Source packed_at(const Acc* chunk) const {
+    return {chunk, kAccumulated, span_.width, as_packed_, kChunkRows};
   }
 
  private:
@@ -156,10 +174,12 @@ class PackedRows {
   void for_each(const Body& body) const {
     int64_t first = 0;
     for (const Chunk& chunk : plan_.chunks) {
+      Source from = source_;
+      from.order += first;
+      from.rows -= first;
       const Acc* weight = plan_.weight.data() + first;
-      const int64_t* order = plan_.order.data() + first;
       uint64_t* signs = signs_ ? signs_ + first : nullptr;
-      body(chunk, PackedChunk<Acc>{nullptr, weight, order, chunk.rows, signs}, first);
+      body(chunk, RowChunk<Acc>{from, weight, from.order, chunk.rows, signs, nullptr}, first);
       first += chunk.rows;
     }
   }
@@ -168,102 +188,11 @@ class PackedRows {
   const RowPlan<Acc>& plan_;
   bool fits_;
   Scratch<Acc> memory_;
+  int64_t as_packed_[kChunkRows];  // 0, 1, 2 ...
   Source source_{};
   Span span_{};
   uint64_t* signs_ = nullptr;
   bool packed_ = false;
-};
-
-// The class histogram of a block of columns, in scratch memory or where it is saved. What is not
-// saved is made again in backward.
-template <typename Acc>
-class BlockHistogram {
- public:
-  using Chunk = typename RowPlan<Acc>::Chunk;
-
-  // With slopes F_cj = sum_i m_ic phi'(x_ij - mean_j) as well.
-  BlockHistogram(
-      const Features& features, const RowPlan<Acc>& plan, int activation, bool with_slopes)
-      : rows_(features, plan),
-        activation_(activation),
-        with_slopes_(with_slopes),
-        one_entry_per_row_(plan.one_entry_per_row),
-        table_(plan.slots.size() * kBlockColumns<Acc>),
-        slopes_(with_slopes ? plan.slots.size() * kBlockColumns<Acc> : 0),
-        applied_(one_entry_per_row_ ? 0 : kChunkRows * kBlockColumns<Acc>) {}
-
-  // A place is for hard labels and relu.
-  void start(int64_t block, typename SavedBlocks<Acc>::Place place = {}) {
-    rows_.start(block, place.signs);
-    saved_table_ = place.table;
-  }
-
-  PackedRows<Acc>& rows() { return rows_; }
-  Span span() const { return rows_.span(); }
-  Table<Acc> table() const { return {saved_table_ ? saved_table_ : table_.get(), span().width}; }
-  Table<Acc> slopes() const { return {slopes_.get(), span().width}; }
-
-  // Forward: the table, the magnitude, and the mean, from which features are measured if it is
-  // asked for.
-  void fill(Acc total, Acc* mean_of_columns, ColumnValues<Acc>& magnitude) {
-    ColumnValues<Acc> mean, sum;
-    mean.fill(0);
-    sum.fill(0);
-    magnitude.fill(0);
-    const auto add_moments = [&](const PackedChunk<Acc>& packed) {
-      kernel_.moments[activation_](packed, span(), sum, magnitude);
-    };
-    if (mean_of_columns) {
-      rows_.for_each_chunk(
-          [&](const Chunk&, const PackedChunk<Acc>& packed) { add_moments(packed); });
-      for (int64_t j = 0; j < span().width; ++j) mean[j] = sum[j] / total;
-      mean.write(mean_of_columns, span());
-      fill(mean);
-    } else {
-      rows_.for_each_chunk([&](const Chunk& chunk, const PackedChunk<Acc>& packed) {
-        add_moments(packed);
-        gather(chunk, packed, mean);
-      });
-    }
-  }
-
-  // Backward: the table alone.
-  void fill(const ColumnValues<Acc>& mean) {
-    rows_.for_each_chunk(
-        [&](const Chunk& chunk, const PackedChunk<Acc>& packed) { gather(chunk, packed, mean); });
-  }
-
- private:
-  void gather(
-      const Chunk& chunk, const PackedChunk<Acc>& packed, const ColumnValues<Acc>& mean) const {
-    const Runs<Acc> runs = chunk.view();
-    if (packed.signs) {
-      kernel_.gather_signs(packed, mean, runs, span(), table());
-      return;
-    }
-    if (one_entry_per_row_ && with_slopes_) {
-      kernel_.gather_slopes[activation_](packed, mean, runs, span(), table(), slopes());
-      return;
-    }
-    if (one_entry_per_row_) {
-      kernel_.gather[activation_](packed, mean, runs, span(), table());
-      return;
-    }
-    const PackedChunk<Acc> applied{
-        applied_.get(), packed.weight, packed.order, packed.rows, nullptr};
-    kernel_.activate[activation_](packed, mean, span(), applied_.get());
-    kernel_.gather_plain(applied, mean, runs, span(), table());
-    if (!with_slopes_) return;
-    kernel_.differentiate[activation_](packed, mean, span(), applied_.get());
-    kernel_.gather_plain(applied, mean, runs, span(), slopes());
-  }
-
-  const Kernels<Acc>& kernel_ = kernels<Acc>();
-  PackedRows<Acc> rows_;
-  int activation_;
-  bool with_slopes_, one_entry_per_row_;
-  Scratch<Acc> table_, slopes_, applied_;
-  Acc* saved_table_ = nullptr;
 };
 
 }  // namespace discfused::cpu

@@ -8,31 +8,31 @@ namespace discfused::cpu::DISCFUSED_ISA {
 // ---------------------------------------------------------------- between features and blocks
 
 template <typename Acc, typename T>
-void pack(const Source& source, const int64_t* order, int64_t rows, Span span, Acc* packed) {
-  const T* data = static_cast<const T*>(source.data);
-  if (source.column_stride == 1 && span.columns == span.width) {
+void pack(const Source& from, int64_t column_stride, int64_t row_count, Span span, Acc* packed) {
+  const RowReader<Acc, T> rows(from);
+  if (column_stride == 1 && span.columns == span.width) {
     for_each_group<Acc>(span, [&](auto group) {
-      for (int64_t row = 0; row < rows; ++row) {
-        const T* from = data + order[row] * source.row_stride;
+      for (int64_t row = 0; row < row_count; ++row) {
+        rows.prefetch(group, row);
         for (int k = 0; k < group.kVectors; ++k) {
-          group.store(packed + row * span.width, k, widen(from + group.at(k)));
+          group.store(packed + row * span.width, k, rows.load(group, row, k));
         }
       }
     });
     return;
   }
-  for (int64_t row = 0; row < rows; ++row, packed += span.width) {
-    const T* from = data + order[row] * source.row_stride;
+  for (int64_t row = 0; row < row_count; ++row, packed += span.width) {
+    const T* data = rows.at(row);
     int64_t column = 0;
-    if (source.column_stride == 1) {
+    if (column_stride == 1) {
       for (; column + kLanes<Acc> <= span.columns; column += kLanes<Acc>) {
-        store(packed + column, widen(from + column));
+        store(packed + column, widen(data + column));
       }
     }
     for (; column < span.width; column += kLanes<Acc>) {
       T values[kLanes<Acc>] = {};
       for (int64_t lane = 0; lane < kLanes<Acc> && column + lane < span.columns; ++lane) {
-        values[lane] = from[(column + lane) * source.column_stride];
+        values[lane] = data[(column + lane) * column_stride];
       }
       store(packed + column, widen(values));
     }
@@ -41,14 +41,17 @@ void pack(const Source& source, const int64_t* order, int64_t rows, Span span, A
 
 // ---------------------------------------------------------------- forward
 
-template <typename Acc, Activation A>
-void moments(const PackedChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude) {
+template <typename Acc, Activation A, typename T>
+void moments(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude) {
+  const RowReader<Acc, T> rows(chunk.from);
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     Vector<Acc> sums[K] = {}, magnitudes[K] = {};
     for (int64_t row = 0; row < chunk.rows; ++row) {
+      rows.prefetch(group, row);
       for (int k = 0; k < K; ++k) {
-        const Vector<Acc> x = group.load(chunk.data + row * span.width, k);
+        const Vector<Acc> x = rows.load(group, row, k);
+        if (chunk.copy) group.store(chunk.copy + row * span.width, k, x);
         sums[k] += chunk.weight[row] * x;
         magnitudes[k] += chunk.weight[row] * size_of<A>(x);
       }
@@ -76,10 +79,11 @@ struct AsItIs {
   }
 };
 
-template <typename Acc, typename Phi>
+template <typename Acc, typename Phi, typename T>
 void gather(
-    const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+    const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
     const Table<Acc>& table) {
+  const RowReader<Acc, T> rows(chunk.from);
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     Vector<Acc> mu[K];
@@ -87,9 +91,10 @@ void gather(
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {};
       for (int64_t entry = run->begin; entry < run->end; ++entry) {
-        const Acc* row = chunk.data + runs.entry_row[entry] * span.width;
+        const int64_t row = runs.entry_row[entry];
+        rows.prefetch(group, row);
         for (int k = 0; k < K; ++k) {
-          sums[k] += runs.entry_weight[entry] * Phi()(group.load(row, k), mu[k]);
+          sums[k] += runs.entry_weight[entry] * Phi()(rows.load(group, row, k), mu[k]);
         }
       }
       group.put(table, *run, sums);
@@ -97,10 +102,11 @@ void gather(
   });
 }
 
-template <typename Acc>
+template <typename Acc, typename T>
 void gather_signs(
-    const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+    const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
     const Table<Acc>& table) {
+  const RowReader<Acc, T> rows(chunk.from);
   uint64_t* signs = chunk.signs;
   for (int64_t row = 0; row < chunk.rows; ++row) signs[row] = 0;
   for_each_group<Acc>(span, [&](auto group) {
@@ -111,12 +117,13 @@ void gather_signs(
       Vector<Acc> sums[K] = {};
       for (int64_t row = run->begin; row < run->end; ++row) {
         uint64_t bits = 0;
+        rows.prefetch(group, row);
         for (int k = 0; k < K; ++k) {
-          const Vector<Acc> z = group.load(chunk.data + row * span.width, k) - mu[k];
+          const Vector<Acc> z = rows.load(group, row, k) - mu[k];
           sums[k] += chunk.weight[row] * discfused::activate<Activation::kRelu>(z);
-          bits |= lane_bits<Acc>(!(z <= Vector<Acc>{})) << group.at(k);
+          bits |= positive_bits<Acc>(z) << k * kLanes<Acc>;
         }
-        signs[row] |= bits;
+        signs[row] |= bits << group.column;
       }
       group.put(table, *run, sums);
     }
@@ -125,8 +132,9 @@ void gather_signs(
 
 template <typename Acc, Activation A>
 void gather_slopes(
-    const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+    const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
     const Table<Acc>& table, const Table<Acc>& slopes) {
+  const RowReader<Acc, Acc> rows(chunk.from);
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     Vector<Acc> mu[K];
@@ -134,10 +142,10 @@ void gather_slopes(
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {}, slope_sums[K] = {};
       for (int64_t entry = run->begin; entry < run->end; ++entry) {
-        const Acc* row = chunk.data + runs.entry_row[entry] * span.width;
+        const int64_t row = runs.entry_row[entry];
         const Vector<Acc> weight = Vector<Acc>{} + runs.entry_weight[entry];
         for (int k = 0; k < K; ++k) {
-          const Vector<Acc> z = group.load(row, k) - mu[k];
+          const Vector<Acc> z = rows.load(group, row, k) - mu[k];
           sums[k] += weight * discfused::activate<A>(z);
           slope_sums[k] += discfused::pull_back<A>(z, weight);
         }
@@ -149,7 +157,8 @@ void gather_slopes(
 }
 
 template <typename Acc, typename Function>
-inline void apply(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out, Function f) {
+inline void apply(const RowChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out, Function f) {
+  const RowReader<Acc, Acc> rows(chunk.from);
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     Vector<Acc> mu[K];
@@ -157,19 +166,19 @@ inline void apply(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc
     for (int64_t row = 0; row < chunk.rows; ++row) {
       const int64_t at = row * span.width;
       for (int k = 0; k < K; ++k) {
-        group.store(out + at, k, f(group.load(chunk.data + at, k) - mu[k]));
+        group.store(out + at, k, f(rows.load(group, row, k) - mu[k]));
       }
     }
   });
 }
 
 template <typename Acc, Activation A>
-void activate(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out) {
+void activate(const RowChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out) {
   apply(chunk, mean, span, out, [](Vector<Acc> z) { return discfused::activate<A>(z); });
 }
 
 template <typename Acc, Activation A>
-void differentiate(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out) {
+void differentiate(const RowChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out) {
   const Vector<Acc> one = Vector<Acc>{} + Acc(1);
   apply(chunk, mean, span, out, [&](Vector<Acc> z) { return discfused::pull_back<A>(z, one); });
 }

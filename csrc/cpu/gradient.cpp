@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/block_histogram.h"
 #include "cpu/blocks.h"
 #include "cpu/checks.h"
 #include "cpu/memory.h"
@@ -64,44 +65,53 @@ class BlockGradient {
   }
 
   // `table` holds the histogram of the block; a given gradient is written over it.
-  Pull<Acc> start(int64_t column, Span span, const Table<Acc>& table) {
-    upstream_.grad_table ? copy_gradient(column, span, table) : follow(column, span, table);
-    return {outer_, constant_, slope_, slot_offset_.data()};
-  }
-
- private:
-  void copy_gradient(int64_t column, Span span, const Table<Acc>& table) {
+  void start(int64_t column, Span span, const Table<Acc>& table) {
+    for (ColumnValues<Acc>* values : {&projection_, &slope_sum_, &slope_table_, &slope_coef_}) {
+      values->fill(0);
+    }
+    if (!upstream_.grad_table) return;
     for (size_t k = 0; k < slots_.size(); ++k) {
       const Acc* row = upstream_.grad_table + slots_[k] * D_ + column;
       std::copy(row, row + span.columns, table.data + k * table.stride);
     }
-    outer_.fill(1);
-    constant_.fill(0);
-    slope_.fill(1);
   }
 
-  void follow(int64_t column, Span span, const Table<Acc>& table) {
-    ColumnValues<Acc> projection;
-    kernels<Acc>().project(
-        table.as_const(), static_cast<int64_t>(slots_.size()), slot_coef_.data(), span, projection);
-    outer_.fill(0);
+  // To be filled before pull() and shift().
+  Correlations<Acc> correlations() { return {projection_, slope_sum_, slope_table_, slope_coef_}; }
+  const Acc* slot_coef() const { return slot_coef_.data(); }
+
+  Pull<Acc> pull(int64_t column, Span span) {
+    const Acc given = upstream_.grad_table ? 1 : 0;
+    outer_.fill(given);
     constant_.fill(0);
-    slope_.fill(0);
-    for (int64_t j = 0; j < span.columns; ++j) {
+    slope_.fill(given);
+    for (int64_t j = 0; j < span.columns && !upstream_.grad_table; ++j) {
       const Acc* coef = upstream_.feature_coef + column + j;
       const Acc inverse = coef[D_];
       const FeaturePull<Acc> pull = feature_pull(
-          coef[0], inverse, coef[2 * D_], inverse == 0 ? Acc(0) : inverse * projection[j],
+          coef[0], inverse, coef[2 * D_], inverse == 0 ? Acc(0) : inverse * projection_[j],
           upstream_.g1, upstream_.g2);
       outer_[j] = pull.outer;
       constant_[j] = pull.constant;
       slope_[j] = pull.slope;
     }
+    return {outer_, constant_, slope_, slot_offset_.data()};
   }
 
+  // sum_s F_s G_s / total: every row has moved the mean, and with it all the others. After pull().
+  void shift(Span span, Acc total, ColumnValues<Acc>& shift) {
+    for (int64_t j = 0; j < span.width; ++j) {
+      const Acc sum = constant_[j] * slope_sum_[j] + slope_[j] * slope_table_[j] +
+                      upstream_.g2 * slope_coef_[j];
+      shift[j] = outer_[j] == 0 ? Acc(0) : outer_[j] * sum / total;
+    }
+  }
+
+ private:
   const Upstream<Acc>& upstream_;
   const std::vector<int32_t>& slots_;
   int64_t D_;
+  ColumnValues<Acc> projection_, slope_sum_, slope_table_, slope_coef_;
   ColumnValues<Acc> outer_, constant_, slope_;
   std::vector<Acc> slot_coef_, slot_offset_;
 };
@@ -115,12 +125,16 @@ void gradient_blocks(
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
   const bool stream = output.large() && output.rows_aligned();
   const bool centered = given_mean != nullptr;
+  const bool looks_back = centered || !upstream.grad_table;  // at the histogram
+  const bool by_signs =
+      looks_back && plan.one_entry_per_row && activation == static_cast<int>(Activation::kRelu);
+  const Slope slope = by_signs ? Slope::kSigns : centered ? Slope::kTable : Slope::kNone;
   parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
     const Range columns = block_range<Acc>(begin, end, x.D);
     for (int64_t k = plan.rows; k < x.N; ++k) {
       std::memset(output.at(plan.order[k], columns.first), 0, columns.count * output.element_bytes);
     }
-    BlockHistogram<Acc> histogram(x, plan, activation, centered);
+    BlockHistogram<Acc> histogram(x, plan, activation, slope);
     BlockGradient<Acc> gradient(upstream, plan.slots, x.D);
     const Scratch<Acc> grads(plan.one_entry_per_row ? 0 : kChunkRows * kBlockColumns<Acc>);
     ColumnValues<Acc> mean, shift;
@@ -131,41 +145,42 @@ void gradient_blocks(
       const int64_t column = block * kBlockColumns<Acc>;
       const Table<const Acc> table = histogram.table().as_const();
       centered ? mean.read(given_mean + column, span) : mean.fill(0);
-      if (!place.table && (centered || !upstream.grad_table)) histogram.fill(mean);
-      const Pull<Acc> pull = gradient.start(column, span, histogram.table());
-
-      shift.fill(0);
-      if (centered) {
-        // Every row has moved the mean, and with it all the others.
-        if (place.table) {
-          histogram.rows().for_each_saved_chunk(
-              [&](const Chunk& chunk, const PackedChunk<Acc>& rows) {
-                kernel.shift_signs(rows, chunk.view(), pull, span, table, shift);
-              });
-        } else {
-          kernel.shift(table, histogram.slopes().as_const(), slots, pull, span, shift);
-        }
-        for (int64_t j = 0; j < span.width; ++j) shift[j] /= total;
+      if (!place.table && looks_back) histogram.fill(mean);
+      gradient.start(column, span, histogram.table());
+      if (by_signs) {
+        histogram.rows().for_each_signed_chunk([&](const Chunk& chunk, const RowChunk<Acc>& rows) {
+          kernel.correlate_signs(
+              rows, chunk.view(), table, gradient.slot_coef(), span, gradient.correlations());
+        });
+      } else if (looks_back) {
+        kernel.correlate(
+            table, histogram.slopes().as_const(), slots, gradient.slot_coef(), span,
+            gradient.correlations());
       }
+      const Pull<Acc> pull = gradient.pull(column, span);
+      shift.fill(0);
+      if (centered) gradient.shift(span, total, shift);
 
       const Target target{output.at(0, column), x.D, stream};
-      if (place.table) {
-        histogram.rows().for_each_saved_chunk(
-            [&](const Chunk& chunk, const PackedChunk<Acc>& rows) {
-              kernel.write_signs[x.type](rows, shift, chunk.view(), pull, span, table, target);
-            });
+      if (by_signs) {
+        histogram.rows().for_each_signed_chunk([&](const Chunk& chunk, const RowChunk<Acc>& rows) {
+          kernel.write_signs[x.type](rows, shift, chunk.view(), pull, span, table, target);
+        });
         continue;
       }
-      histogram.rows().for_each_chunk([&](const Chunk& chunk, const PackedChunk<Acc>& packed) {
-        const Runs<Acc> runs = chunk.view();
-        if (plan.one_entry_per_row) {
-          kernel.write[activation][x.type](packed, mean, shift, runs, pull, span, table, target);
-        } else {
-          std::memset(grads.get(), 0, chunk.rows * span.width * sizeof(Acc));
-          kernel.spread(grads.get(), runs, pull, span, table);
-          kernel.write_spread[activation][x.type](packed, mean, shift, grads.get(), span, target);
-        }
-      });
+      histogram.rows().for_each_chunk(
+          Look::kAny, [&](const Chunk& chunk, const RowChunk<Acc>& packed) {
+            const Runs<Acc> runs = chunk.view();
+            if (plan.one_entry_per_row) {
+              kernel.write[activation][x.type](
+                  packed, mean, shift, runs, pull, span, table, target);
+            } else {
+              std::memset(grads.get(), 0, chunk.rows * span.width * sizeof(Acc));
+              kernel.spread(grads.get(), runs, pull, span, table);
+              kernel.write_spread[activation][x.type](
+                  packed, mean, shift, grads.get(), span, target);
+            }
+          });
     }
   });
 }

@@ -24,6 +24,38 @@ struct Group {
   }
 };
 
+// The rows of a chunk of element type T, as vectors of the accumulation type.
+template <typename Acc, typename T>
+class RowReader {
+ public:
+  explicit RowReader(const Source& from)
+      : data_(static_cast<const T*>(from.data)),
+        row_stride_(from.row_stride),
+        order_(from.order),
+        last_(from.rows - 1) {}
+
+  const T* at(int64_t row) const { return data_ + order_[row] * row_stride_; }
+
+  template <int K>
+  Vector<Acc> load(Group<Acc, K> group, int64_t row, int k) const {
+    return widen(at(row) + group.at(k));
+  }
+
+  // Asks for a row to come. Rows lie far apart, and in no order that the processor could foresee.
+  template <int K>
+  void prefetch(Group<Acc, K> group, int64_t row) const {
+    constexpr int64_t kAhead = 8;
+    const T* next = at(row + kAhead < last_ ? row + kAhead : last_);
+    for (int k = 0; k < K; ++k) __builtin_prefetch(next + group.at(k));
+  }
+
+ private:
+  const T* data_;
+  int64_t row_stride_;
+  const int64_t* order_;
+  int64_t last_;
+};
+
 template <typename Acc, typename Body>
 inline void for_each_group(Span span, Body body) {
   constexpr int64_t kStep = 4 * kLanes<Acc>;

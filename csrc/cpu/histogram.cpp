@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "cpu/block_histogram.h"
 #include "cpu/blocks.h"
 #include "cpu/checks.h"
 #include "cpu/ops.h"
@@ -27,7 +28,7 @@ auto histogram_as(
   at::Tensor table = at::zeros({S, x.D}, options);
   Acc* out = table.mutable_data_ptr<Acc>();
   parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
-    BlockHistogram<Acc> histogram(x, plan, activation, false);
+    BlockHistogram<Acc> histogram(x, plan, activation);
     ColumnValues<Acc> magnitude;
     for (int64_t block = begin; block < end; ++block) {
       histogram.start(block);

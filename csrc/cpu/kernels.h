@@ -1,10 +1,10 @@
 // The inner loops of the CPU backend: compiled once per instruction set, chosen at run time.
 //
-// A kernel sees a block: a few columns of the batch, whose rows have been packed into contiguous
-// memory in the accumulation type, in the order of a RowPlan. Rows come in chunks, so that what a
-// kernel works on stays in the first-level cache and sums have two levels: the rows of a chunk,
-// then the chunks. No ATen here: what library headers define inline must not be compiled for
-// another processor.
+// A kernel sees a block: a few columns of the batch, with its rows in the order of a RowPlan. They
+// are read where they are, or have been packed into contiguous memory in the accumulation type.
+// Rows come in chunks, so that what is packed stays in the first-level cache and sums have two
+// levels: the rows of a chunk, then the chunks. No ATen here: what library headers define inline
+// must not be compiled for another processor.
 #pragma once
 
 #include <cstdint>
@@ -40,13 +40,6 @@ struct Span {
   int64_t width;
 };
 
-// A matrix of features, from the first column of the block on. Strides in elements.
-struct Source {
-  const void* data;
-  int64_t row_stride;
-  int64_t column_stride;
-};
-
 struct Target {
   void* data;
   int64_t row_stride;
@@ -79,14 +72,35 @@ struct Runs {
   const Acc* entry_weight;
 };
 
-// A chunk of packed rows: a weight n_i each, and the row of the batch that each comes from.
+// Where rows are read: row k is row order[k] of a matrix, which starts at the first column of the
+// block. The matrix is the batch, or what has been packed.
+struct Source {
+  const void* data;
+  FeatureType type;
+  int64_t row_stride;
+  const int64_t* order;
+  int64_t rows;  // how many `order` tells of: those of the next chunks as well
+};
+
+// A chunk of rows: a weight n_i each, and the row of the batch that each comes from.
 template <typename Acc>
-struct PackedChunk {
-  const Acc* data;
+struct RowChunk {
+  Source from;
   const Acc* weight;
   const int64_t* order;
   int64_t rows;
   uint64_t* signs;  // one for every row, a bit for every column: whether phi' is not 0; or null
+  Acc* copy;        // where to leave the rows packed, or null
+};
+
+// Sums over the rows s of the table H, per column, with the coefficients A_s of the slots and the
+// slopes F_s = sum of n_i phi'(z_i) over the rows of a slot.
+template <typename Acc>
+struct Correlations {
+  Acc* projection;   // sum_s A_s H_s
+  Acc* slope;        // sum_s F_s
+  Acc* slope_table;  // sum_s F_s H_s
+  Acc* slope_coef;   // sum_s F_s A_s
 };
 
 // What turns the table into its gradient G: see FeaturePull in disc_math.h.
@@ -100,75 +114,72 @@ struct Pull {
 
 template <typename Acc>
 struct Kernels {
-  // packed[k] = source[order[k]] for k < rows
+  // packed[k] = row k for k < rows
   using Pack =
-      void (*)(const Source& source, const int64_t* order, int64_t rows, Span span, Acc* packed);
-  // sum += weight^T packed, magnitude += weight^T size_of(packed)
-  using Moments = void (*)(const PackedChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude);
+      void (*)(const Source& from, int64_t column_stride, int64_t rows, Span span, Acc* packed);
 
-  // Hard labels, where every row is one entry, with z = packed - mean:
+  // The next three read every row once, in order, from where it is.
+  // sum += weight^T rows, magnitude += weight^T size_of(rows), and packs the rows if it is asked to
+  using Moments = void (*)(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude);
+
+  // Hard labels, where every row is one entry, with z = row - mean:
   // table[run.slot] (+)= sum over its entries of entry_weight * phi(z)
   using Gather = void (*)(
-      const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+      const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
       const Table<Acc>& table);
   // The same, and slopes[run.slot] (+)= sum over its entries of entry_weight * phi'(z)
   using GatherSlopes = void (*)(
-      const PackedChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
+      const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
       const Table<Acc>& table, const Table<Acc>& slopes);
   // target[order] = phi'(z) * entry_weight * G[run.slot] - weight * shift
   using Write = void (*)(
-      const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
+      const RowChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
       const Pull<Acc>& pull, Span span, const Table<const Acc>& table, const Target& target);
   // The same for relu, from the signs of the chunk: its data is not looked at
   using WriteSigns = void (*)(
-      const PackedChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
+      const RowChunk<Acc>& chunk, const Acc* shift, const Runs<Acc>& runs, const Pull<Acc>& pull,
       Span span, const Table<const Acc>& table, const Target& target);
-  // shift += sum over the rows of phi'(z) * weight * G[run.slot], likewise
-  using ShiftSigns = void (*)(
-      const PackedChunk<Acc>& chunk, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
-      const Table<const Acc>& table, Acc* shift);
+  // correlations +=, likewise
+  using CorrelateSigns = void (*)(
+      const RowChunk<Acc>& chunk, const Runs<Acc>& runs, const Table<const Acc>& table,
+      const Acc* slot_coef, Span span, const Correlations<Acc>& correlations);
 
   // The same in two steps, for rows that are several entries or none:
   // out = phi(z) or phi'(z), then gather_plain
-  using Apply = void (*)(const PackedChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out);
+  using Apply = void (*)(const RowChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out);
   // grads[entry_row] += entry_weight * G[run.slot]
   using Spread = void (*)(
       Acc* grads, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
       const Table<const Acc>& table);
   // target[order] = phi'(z) * grads - weight * shift
   using WriteSpread = void (*)(
-      const PackedChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
+      const RowChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
       const Target& target);
 
   // inverse = 1 / T, squares = sum_s P_s^2, class_sum[s] = sum over the columns of P_s
   using Summarize = void (*)(
       const Table<const Acc>& table, int64_t slots, const Acc* magnitude, Acc eps, Span span,
       Acc* inverse, Acc* squares, Acc* class_sum);
-  // projection = sum_s slot_coef[s] * table[s]
-  using Project = void (*)(
-      const Table<const Acc>& table, int64_t slots, const Acc* slot_coef, Span span,
-      Acc* projection);
-  // shift = sum_s slopes[s] * G[s]
-  using Shift = void (*)(
+  // correlations +=, without slopes (null) the projection alone
+  using Correlate = void (*)(
       const Table<const Acc>& table, const Table<const Acc>& slopes, int64_t slots,
-      const Pull<Acc>& pull, Span span, Acc* shift);
+      const Acc* slot_coef, Span span, const Correlations<Acc>& correlations);
 
   Pack pack[kFeatureTypes];
-  Moments moments[kActivations];
-  Gather gather[kActivations];
+  Moments moments[kActivations][kFeatureTypes];
+  Gather gather[kActivations][kFeatureTypes];
   GatherSlopes gather_slopes[kActivations];
   Write write[kActivations][kFeatureTypes];
   WriteSigns write_signs[kFeatureTypes];
-  ShiftSigns shift_signs;
+  CorrelateSigns correlate_signs;
   Apply activate[kActivations];
   Apply differentiate[kActivations];
-  Gather gather_signs;  // for relu, and writes the signs of the chunk
+  Gather gather_signs[kFeatureTypes];  // for relu, and writes the signs of the chunk
   Gather gather_plain;
   Spread spread;
   WriteSpread write_spread[kActivations][kFeatureTypes];
   Summarize summarize;
-  Project project;
-  Shift shift;
+  Correlate correlate;
 };
 
 // The kernels for the processor at hand.

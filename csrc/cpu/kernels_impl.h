@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/backward_kernels.h"
+#include "cpu/correlation_kernels.h"
 #include "cpu/forward_kernels.h"
 #include "cpu/vector.h"
 #include "disc_math.h"
@@ -57,39 +58,6 @@ void summarize(
   });
 }
 
-template <typename Acc>
-void project(
-    const Table<const Acc>& table, int64_t slots, const Acc* slot_coef, Span span,
-    Acc* projection) {
-  for_each_group<Acc>(span, [&](auto group) {
-    constexpr int K = group.kVectors;
-    Vector<Acc> total[K] = {};
-    sum_over_slots<Acc>(slots, total, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
-      const Acc* row = table.data + slot * table.stride;
-      for (int k = 0; k < K; ++k) sums[k] += slot_coef[slot] * group.load(row, k);
-    });
-    for (int k = 0; k < K; ++k) group.store(projection, k, total[k]);
-  });
-}
-
-template <typename Acc>
-void shift(
-    const Table<const Acc>& table, const Table<const Acc>& slopes, int64_t slots,
-    const Pull<Acc>& pull, Span span, Acc* shift) {
-  for_each_group<Acc>(span, [&](auto group) {
-    constexpr int K = group.kVectors;
-    const GradientRows<Acc, K> gradient_rows(group, pull, table);
-    Vector<Acc> total[K] = {};
-    sum_over_slots<Acc>(slots, total, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
-      const Acc* row = slopes.data + slot * slopes.stride;
-      Vector<Acc> G[K];
-      gradient_rows.load(slot, G);
-      for (int k = 0; k < K; ++k) sums[k] += G[k] * group.load(row, k);
-    });
-    for (int k = 0; k < K; ++k) group.store(shift, k, total[k]);
-  });
-}
-
 // ---------------------------------------------------------------- the set
 
 static_assert(static_cast<int>(Activation::kSigmoid) + 1 == kActivations);
@@ -98,6 +66,9 @@ template <Activation A, FeatureType type, typename T, typename Acc>
 constexpr void set_type(Kernels<Acc>& kernels) {
   constexpr int code = static_cast<int>(A);
   kernels.pack[type] = pack<Acc, T>;
+  kernels.moments[code][type] = moments<Acc, A, T>;
+  kernels.gather[code][type] = gather<Acc, Centered<A>, T>;
+  kernels.gather_signs[type] = gather_signs<Acc, T>;
   kernels.write[code][type] = write<Acc, A, T>;
   kernels.write_signs[type] = write_signs<Acc, T>;
   kernels.write_spread[code][type] = write_spread<Acc, A, T>;
@@ -106,8 +77,6 @@ constexpr void set_type(Kernels<Acc>& kernels) {
 template <Activation A, typename Acc>
 constexpr void set_activation(Kernels<Acc>& kernels) {
   constexpr int code = static_cast<int>(A);
-  kernels.moments[code] = moments<Acc, A>;
-  kernels.gather[code] = gather<Acc, Centered<A>>;
   kernels.gather_slopes[code] = gather_slopes<Acc, A>;
   kernels.activate[code] = activate<Acc, A>;
   kernels.differentiate[code] = differentiate<Acc, A>;
@@ -126,13 +95,11 @@ constexpr Kernels<Acc> make_kernels() {
   set_activation<Activation::kSquare>(kernels);
   set_activation<Activation::kSoftplus>(kernels);
   set_activation<Activation::kSigmoid>(kernels);
-  kernels.gather_plain = gather<Acc, AsItIs>;
-  kernels.gather_signs = gather_signs<Acc>;
-  kernels.shift_signs = shift_signs<Acc>;
+  kernels.gather_plain = gather<Acc, AsItIs, Acc>;
+  kernels.correlate_signs = correlate_signs<Acc>;
   kernels.spread = spread<Acc>;
   kernels.summarize = summarize<Acc>;
-  kernels.project = project<Acc>;
-  kernels.shift = shift<Acc>;
+  kernels.correlate = correlate<Acc>;
   return kernels;
 }
 

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "cpu/block_histogram.h"
 #include "cpu/blocks.h"
 #include "cpu/checks.h"
 #include "cpu/memory.h"
@@ -40,7 +41,7 @@ FeatureStatistics summarize_features(
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
   std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
   parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
-    BlockHistogram<Acc> histogram(x, plan, activation, false);
+    BlockHistogram<Acc> histogram(x, plan, activation);
     ColumnValues<Acc> magnitude, inverse, squares;
     for (int64_t block = begin; block < end; ++block) {
       histogram.start(block, saved.at(block));
@@ -71,11 +72,13 @@ FeatureStatistics summarize_features(
 template <typename Acc>
 std::vector<double> feature_distribution(
     const RowPlan<Acc>& plan, int64_t blocks, int64_t S, int64_t live, const Acc* class_sum) {
-  std::vector<double> q(S);
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
+  std::vector<double> sum(slots);
   for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t k = 0; k < slots; ++k) q[plan.slots[k]] += class_sum[block * slots + k];
+    for (int64_t k = 0; k < slots; ++k) sum[k] += class_sum[block * slots + k];
   }
+  std::vector<double> q(S);
+  for (int64_t k = 0; k < slots; ++k) q[plan.slots[k]] = sum[k];
   for (double& share : q) share /= static_cast<double>(live);
   return q;
 }

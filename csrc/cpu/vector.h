@@ -76,31 +76,46 @@ struct Lanes {
   }
 };
 
-// One bit for every lane of a comparison that holds, the first lane's lowest.
-template <typename T, typename Comparison>
-inline uint64_t lane_bits(Comparison holds) {
-  static_assert(sizeof holds == DISCFUSED_VECTOR_BYTES, "one comparison of a vector");
+// One bit for every lane in which v is above 0, or NaN: the first lane's lowest.
+template <typename T>
+inline uint64_t positive_bits(Vector<T> v) {
 #ifdef DISCFUSED_X86
   constexpr bool kSingle = sizeof(T) == 4;
-  if constexpr (sizeof holds == sizeof(__m512i)) {
-    if constexpr (kSingle) return _mm512_movepi32_mask(bits_as<__m512i>(holds));
-    return _mm512_movepi64_mask(bits_as<__m512i>(holds));
-  } else if constexpr (sizeof holds == sizeof(__m256i)) {
-    if constexpr (kSingle) return _mm256_movemask_ps(bits_as<__m256>(holds));
-    return _mm256_movemask_pd(bits_as<__m256d>(holds));
-  } else if constexpr (sizeof holds == sizeof(__m128i)) {
-    if constexpr (kSingle) return _mm_movemask_ps(bits_as<__m128>(holds));
-    return _mm_movemask_pd(bits_as<__m128d>(holds));
+  if constexpr (sizeof v == sizeof(__m512i)) {
+    if constexpr (kSingle)
+      return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ);
+    else
+      return _mm512_cmp_pd_mask(v, _mm512_setzero_pd(), _CMP_NLE_UQ);
+  } else if constexpr (sizeof v == sizeof(__m256i)) {
+    const auto above = !(v <= Vector<T>{});
+    if constexpr (kSingle)
+      return _mm256_movemask_ps(bits_as<__m256>(above));
+    else
+      return _mm256_movemask_pd(bits_as<__m256d>(above));
+  } else if constexpr (sizeof v == sizeof(__m128i)) {
+    const auto above = !(v <= Vector<T>{});
+    if constexpr (kSingle)
+      return _mm_movemask_ps(bits_as<__m128>(above));
+    else
+      return _mm_movemask_pd(bits_as<__m128d>(above));
   }
 #endif
   uint64_t bits = 0;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) bits |= uint64_t{holds[lane] != 0} << lane;
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) bits |= uint64_t{!(v[lane] <= 0)} << lane;
   return bits;
 }
 
 // v in the lanes whose bit is set, 0 in the others
 template <typename T>
 inline Vector<T> where_set(uint64_t bits, Vector<T> v) {
+#ifdef DISCFUSED_X86
+  if constexpr (sizeof v == sizeof(__m512i)) {
+    if constexpr (sizeof(T) == 4)
+      return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v);
+    else
+      return _mm512_maskz_mov_pd(static_cast<__mmask8>(bits), v);
+  }
+#endif
   Bits<T> lane_bit{};
   for (int64_t lane = 0; lane < kLanes<T>; ++lane) lane_bit[lane] = 1u << lane;
   const auto word = static_cast<std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>(bits);
