@@ -10,7 +10,7 @@ template <typename Acc, int K>
 class GradientRows {
  public:
   GradientRows(Group<Acc, K> group, const Pull<Acc>& pull, const Table<const Acc>& table)
-      : group_(group), slot_offset_(pull.slot_offset), table_(table) {
+      : table_(table.data + group.column), stride_(table.stride), slot_offset_(pull.slot_offset) {
     for (int k = 0; k < K; ++k) {
       outer_[k] = group.load(pull.outer, k);
       constant_[k] = group.load(pull.constant, k);
@@ -19,17 +19,18 @@ class GradientRows {
   }
 
   void load(int64_t slot, Vector<Acc> (&G)[K]) const {
-    const Acc* row = table_.data + slot * table_.stride;
+    const Acc* row = table_ + slot * stride_;
+    const Acc offset = slot_offset_[slot];
     for (int k = 0; k < K; ++k) {
-      G[k] = table_gradient(
-          outer_[k], constant_[k], slope_[k], group_.load(row, k), slot_offset_[slot]);
+      const Vector<Acc> H = DISCFUSED_ISA::load<Acc>(row + k * kLanes<Acc>);
+      G[k] = table_gradient(outer_[k], constant_[k], slope_[k], H, offset);
     }
   }
 
  private:
-  Group<Acc, K> group_;
+  const Acc* table_;  // from the group's first column on
+  int64_t stride_;
   const Acc* slot_offset_;
-  const Table<const Acc>& table_;
   Vector<Acc> outer_[K], constant_[K], slope_[K];
 };
 
@@ -77,9 +78,8 @@ template <typename Acc, typename T, int K>
 class GradientColumns {
  public:
   GradientColumns(Group<Acc, K> group, const Acc* shift, Span span, const Target& target)
-      : group_(group),
-        columns_(span.columns),
-        target_(static_cast<T*>(target.data)),
+      : columns_(span.columns - group.column),
+        target_(static_cast<T*>(target.data) + group.column),
         row_stride_(target.row_stride) {
     for (int k = 0; k < K; ++k) shift_[k] = group.load(shift, k);
   }
@@ -90,15 +90,15 @@ class GradientColumns {
       Store, const Slope& slope, int64_t row, Acc weight, const Vector<Acc> (&grad)[K],
       int64_t to) const {
     T* out = target_ + to * row_stride_;
+    const auto z = slope.row(row);
     for (int k = 0; k < K; ++k) {
-      const Vector<Acc> dx = slope.pull_back(row, k, grad[k]) - weight * shift_[k];
-      Store::put(out + group_.at(k), narrow<T>(dx), columns_ - group_.at(k));
+      const Vector<Acc> dx = slope.pull_back(z, k, grad[k]) - weight * shift_[k];
+      Store::put(out + k * kLanes<Acc>, narrow<T>(dx), columns_ - k * kLanes<Acc>);
     }
   }
 
  private:
-  Group<Acc, K> group_;
-  int64_t columns_;
+  int64_t columns_;  // that exist from the group's first one on
   T* target_;
   int64_t row_stride_;
   Vector<Acc> shift_[K];
@@ -114,15 +114,16 @@ inline void write_runs(
     const GradientRows<Acc, K> gradient_rows(group, pull, table);
     const GradientColumns<Acc, T, K> columns(group, shift, span, target);
     const auto slope = slope_of(group);
-    with_store(group, span, target, [&](auto store) {
-      const RowChunk<Acc> rows = chunk;  // a copy that no store can change
+    const Acc* weight = chunk.weight;
+    const int64_t* order = chunk.order;
+    with_store(group, span, target, [=](auto store) {
       Vector<Acc> G[K], grad[K];
       for (const Run* run = runs.begin; run != runs.end; ++run) {
         gradient_rows.load(run->slot, G);
         for (int64_t row = run->begin, end = run->end; row < end; ++row) {
-          const Acc weight = rows.weight[row];
-          for (int k = 0; k < K; ++k) grad[k] = weight * G[k];
-          columns.write(store, slope, row, weight, grad, rows.order[row]);
+          const Acc n = weight[row];
+          for (int k = 0; k < K; ++k) grad[k] = n * G[k];
+          columns.write(store, slope, row, n, grad, order[row]);
         }
       }
     });

@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -30,22 +31,46 @@ Span block_span(int64_t block, int64_t columns) {
   return {here, (here + kPad - 1) / kPad * kPad};
 }
 
-// All columns of the blocks [begin, end).
-struct Range {
-  int64_t first, count;
+// Hands out blocks to threads: to each one its own, which it finds in its cache again in the next
+// call, and then what the others have not come to.
+class BlockQueue {
+ public:
+  BlockQueue(int64_t blocks, int64_t threads) : blocks_(blocks), next_(threads) {
+    for (int64_t thread = 0; thread < threads; ++thread) next_[thread] = first(thread);
+  }
+
+  template <typename Body>
+  void for_each(int64_t thread, const Body& body) {
+    const int64_t threads = static_cast<int64_t>(next_.size());
+    for (int64_t k = 0; k < threads; ++k) {
+      const int64_t owner = (thread + k) % threads;
+      const int64_t last = first(owner + 1);
+      for (int64_t block; (block = next_[owner].fetch_add(1, std::memory_order_relaxed)) < last;) {
+        body(block);
+      }
+    }
+  }
+
+ private:
+  int64_t first(int64_t thread) const {
+    return thread * blocks_ / static_cast<int64_t>(next_.size());
+  }
+
+  int64_t blocks_;
+  std::vector<std::atomic<int64_t>> next_;  // of the blocks of each thread
 };
 
-template <typename Acc>
-Range block_range(int64_t begin, int64_t end, int64_t columns) {
-  const int64_t first = begin * kBlockColumns<Acc>;
-  return {first, std::min(end * kBlockColumns<Acc>, columns) - first};
-}
-
-// Runs body(first block, last block) on all threads. `rows` is the height of a block.
+// Runs body(for_each_block) on all threads. `rows` is the height of a block.
 template <typename Acc, typename Body>
 void parallel_blocks(int64_t columns, int64_t rows, const Body& body) {
+  const int64_t blocks = block_count<Acc>(columns);
   const int64_t cost = std::max<int64_t>(1, rows * kBlockColumns<Acc>);
-  at::parallel_for(0, block_count<Acc>(columns), std::max<int64_t>(1, kGrain / cost), body);
+  const int64_t least = std::max<int64_t>(1, kGrain / cost);
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), (blocks + least - 1) / least);
+  BlockQueue queue(blocks, threads);
+  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    body([&](const auto& each) { queue.for_each(thread, each); });
+  });
 }
 
 // Uninitialised memory that starts on a cache line.

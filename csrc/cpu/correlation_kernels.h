@@ -46,12 +46,14 @@ void correlate_signs(
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     const SlopeOfSigns<Acc, K> slope(group, chunk.signs);
+    const Acc* weights = chunk.weight;
     GroupCorrelations<Acc, K> sums(group);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> H[K], F[K] = {};
-      for (int64_t row = run->begin; row < run->end; ++row) {
-        const Vector<Acc> weight = Vector<Acc>{} + chunk.weight[row];
-        for (int k = 0; k < K; ++k) F[k] += slope.pull_back(row, k, weight);
+      for (int64_t row = run->begin, end = run->end; row < end; ++row) {
+        const Vector<Acc> weight = Vector<Acc>{} + weights[row];
+        const auto signs = slope.row(row);
+        for (int k = 0; k < K; ++k) F[k] += slope.pull_back(signs, k, weight);
       }
       const Acc coef = slot_coef[run->slot];
       for (int k = 0; k < K; ++k) H[k] = group.load(table.data + run->slot * table.stride, k);

@@ -9,20 +9,21 @@ namespace discfused::cpu::DISCFUSED_ISA {
 
 template <typename Acc, typename T>
 void pack(const Source& from, int64_t column_stride, int64_t row_count, Span span, Acc* packed) {
-  const RowReader<Acc, T> rows(from);
   if (column_stride == 1 && span.columns == span.width) {
     for_each_group<Acc>(span, [&](auto group) {
+      const RowReader<Acc, T, group.kVectors> rows(group, from);
       for (int64_t row = 0; row < row_count; ++row) {
-        rows.prefetch(group, row);
+        rows.prefetch(row);
+        const T* x = rows.row(row);
         for (int k = 0; k < group.kVectors; ++k) {
-          group.store(packed + row * span.width, k, rows.load(group, row, k));
+          group.store(packed + row * span.width, k, rows.load(x, k));
         }
       }
     });
     return;
   }
   for (int64_t row = 0; row < row_count; ++row, packed += span.width) {
-    const T* data = rows.at(row);
+    const T* data = static_cast<const T*>(from.data) + from.order[row] * from.row_stride;
     int64_t column = 0;
     if (column_stride == 1) {
       for (; column + kLanes<Acc> <= span.columns; column += kLanes<Acc>) {
@@ -43,17 +44,21 @@ void pack(const Source& from, int64_t column_stride, int64_t row_count, Span spa
 
 template <typename Acc, Activation A, typename T>
 void moments(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude) {
-  const RowReader<Acc, T> rows(chunk.from);
-  for_each_group<Acc>(span, [&](auto group) {
+  for_each_group<Acc>(span, [=](auto group) {
     constexpr int K = group.kVectors;
+    const RowReader<Acc, T, K> rows(group, chunk.from);
+    const Acc* weight = chunk.weight;
+    Acc* copy = chunk.copy;
     Vector<Acc> sums[K] = {}, magnitudes[K] = {};
-    for (int64_t row = 0; row < chunk.rows; ++row) {
-      rows.prefetch(group, row);
+    for (int64_t row = 0, end = chunk.rows; row < end; ++row) {
+      rows.prefetch(row);
+      const T* data = rows.row(row);
+      const Acc n = weight[row];
       for (int k = 0; k < K; ++k) {
-        const Vector<Acc> x = rows.load(group, row, k);
-        if (chunk.copy) group.store(chunk.copy + row * span.width, k, x);
-        sums[k] += chunk.weight[row] * x;
-        magnitudes[k] += chunk.weight[row] * size_of<A>(x);
+        const Vector<Acc> x = rows.load(data, k);
+        sums[k] += n * x;
+        magnitudes[k] += n * size_of<A>(x);
+        if (copy) group.store(copy + row * span.width, k, x);
       }
     }
     for (int k = 0; k < K; ++k) {
@@ -83,18 +88,19 @@ template <typename Acc, typename Phi, typename T>
 void gather(
     const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
     const Table<Acc>& table) {
-  const RowReader<Acc, T> rows(chunk.from);
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
+    const RowReader<Acc, T, K> rows(group, chunk.from);
     Vector<Acc> mu[K];
     for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {};
       for (int64_t entry = run->begin; entry < run->end; ++entry) {
         const int64_t row = runs.entry_row[entry];
-        rows.prefetch(group, row);
+        rows.prefetch(row);
+        const T* x = rows.row(row);
         for (int k = 0; k < K; ++k) {
-          sums[k] += runs.entry_weight[entry] * Phi()(rows.load(group, row, k), mu[k]);
+          sums[k] += runs.entry_weight[entry] * Phi()(rows.load(x, k), mu[k]);
         }
       }
       group.put(table, *run, sums);
@@ -106,21 +112,23 @@ template <typename Acc, typename T>
 void gather_signs(
     const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
     const Table<Acc>& table) {
-  const RowReader<Acc, T> rows(chunk.from);
-  uint64_t* signs = chunk.signs;
-  for (int64_t row = 0; row < chunk.rows; ++row) signs[row] = 0;
+  for (int64_t row = 0; row < chunk.rows; ++row) chunk.signs[row] = 0;
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
+    const Acc* weight = chunk.weight;
+    uint64_t* signs = chunk.signs;
+    const RowReader<Acc, T, K> rows(group, chunk.from);
     Vector<Acc> mu[K];
     for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {};
-      for (int64_t row = run->begin; row < run->end; ++row) {
+      for (int64_t row = run->begin, end = run->end; row < end; ++row) {
+        rows.prefetch(row);
+        const T* x = rows.row(row);
         uint64_t bits = 0;
-        rows.prefetch(group, row);
         for (int k = 0; k < K; ++k) {
-          const Vector<Acc> z = rows.load(group, row, k) - mu[k];
-          sums[k] += chunk.weight[row] * discfused::activate<Activation::kRelu>(z);
+          const Vector<Acc> z = rows.load(x, k) - mu[k];
+          sums[k] += weight[row] * discfused::activate<Activation::kRelu>(z);
           bits |= positive_bits<Acc>(z) << k * kLanes<Acc>;
         }
         signs[row] |= bits << group.column;
@@ -134,18 +142,18 @@ template <typename Acc, Activation A>
 void gather_slopes(
     const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
     const Table<Acc>& table, const Table<Acc>& slopes) {
-  const RowReader<Acc, Acc> rows(chunk.from);
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
+    const RowReader<Acc, Acc, K> rows(group, chunk.from);
     Vector<Acc> mu[K];
     for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {}, slope_sums[K] = {};
       for (int64_t entry = run->begin; entry < run->end; ++entry) {
-        const int64_t row = runs.entry_row[entry];
+        const Acc* x = rows.row(runs.entry_row[entry]);
         const Vector<Acc> weight = Vector<Acc>{} + runs.entry_weight[entry];
         for (int k = 0; k < K; ++k) {
-          const Vector<Acc> z = rows.load(group, row, k) - mu[k];
+          const Vector<Acc> z = rows.load(x, k) - mu[k];
           sums[k] += weight * discfused::activate<A>(z);
           slope_sums[k] += discfused::pull_back<A>(z, weight);
         }
@@ -158,15 +166,15 @@ void gather_slopes(
 
 template <typename Acc, typename Function>
 inline void apply(const RowChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out, Function f) {
-  const RowReader<Acc, Acc> rows(chunk.from);
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
+    const RowReader<Acc, Acc, K> rows(group, chunk.from);
     Vector<Acc> mu[K];
     for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
     for (int64_t row = 0; row < chunk.rows; ++row) {
-      const int64_t at = row * span.width;
+      const Acc* x = rows.row(row);
       for (int k = 0; k < K; ++k) {
-        group.store(out + at, k, f(rows.load(group, row, k) - mu[k]));
+        group.store(out + row * span.width, k, f(rows.load(x, k) - mu[k]));
       }
     }
   });

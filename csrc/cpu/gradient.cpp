@@ -129,20 +129,19 @@ void gradient_blocks(
   const bool by_signs =
       looks_back && plan.one_entry_per_row && activation == static_cast<int>(Activation::kRelu);
   const Slope slope = by_signs ? Slope::kSigns : centered ? Slope::kTable : Slope::kNone;
-  parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
-    const Range columns = block_range<Acc>(begin, end, x.D);
-    for (int64_t k = plan.rows; k < x.N; ++k) {
-      std::memset(output.at(plan.order[k], columns.first), 0, columns.count * output.element_bytes);
-    }
+  parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation, slope);
     BlockGradient<Acc> gradient(upstream, plan.slots, x.D);
     const Scratch<Acc> grads(plan.one_entry_per_row ? 0 : kChunkRows * kBlockColumns<Acc>);
     ColumnValues<Acc> mean, shift;
-    for (int64_t block = begin; block < end; ++block) {
+    for_each_block([&](int64_t block) {
       const auto place = saved.at(block);
       histogram.start(block, place);
       const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
+      for (int64_t k = plan.rows; k < x.N; ++k) {
+        std::memset(output.at(plan.order[k], column), 0, span.columns * output.element_bytes);
+      }
       const Table<const Acc> table = histogram.table().as_const();
       centered ? mean.read(given_mean + column, span) : mean.fill(0);
       if (!place.table && looks_back) histogram.fill(mean);
@@ -166,7 +165,7 @@ void gradient_blocks(
         histogram.rows().for_each_signed_chunk([&](const Chunk& chunk, const RowChunk<Acc>& rows) {
           kernel.write_signs[x.type](rows, shift, chunk.view(), pull, span, table, target);
         });
-        continue;
+        return;
       }
       histogram.rows().for_each_chunk(
           Look::kAny, [&](const Chunk& chunk, const RowChunk<Acc>& packed) {
@@ -181,7 +180,7 @@ void gradient_blocks(
                   packed, mean, shift, grads.get(), span, target);
             }
           });
-    }
+    });
   });
 }
 

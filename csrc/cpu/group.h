@@ -24,33 +24,31 @@ struct Group {
   }
 };
 
-// The rows of a chunk of element type T, as vectors of the accumulation type.
-template <typename Acc, typename T>
+// A group of columns of rows of element type T. As with all that works on a group, what the loop
+// over rows needs is kept here by value, where no store can change it.
+template <typename Acc, typename T, int K>
 class RowReader {
  public:
-  explicit RowReader(const Source& from)
-      : data_(static_cast<const T*>(from.data)),
+  RowReader(Group<Acc, K> group, const Source& from)
+      : data_(static_cast<const T*>(from.data) + group.column),
         row_stride_(from.row_stride),
         order_(from.order),
         last_(from.rows - 1) {}
 
-  const T* at(int64_t row) const { return data_ + order_[row] * row_stride_; }
+  const T* row(int64_t row) const { return data_ + order_[row] * row_stride_; }
 
-  template <int K>
-  Vector<Acc> load(Group<Acc, K> group, int64_t row, int k) const {
-    return widen(at(row) + group.at(k));
-  }
+  Vector<Acc> load(const T* row, int k) const { return widen(row + k * kLanes<Acc>); }
 
   // Asks for a row to come. Rows lie far apart, and in no order that the processor could foresee.
-  template <int K>
-  void prefetch(Group<Acc, K> group, int64_t row) const {
-    constexpr int64_t kAhead = 8;
-    const T* next = at(row + kAhead < last_ ? row + kAhead : last_);
-    for (int k = 0; k < K; ++k) __builtin_prefetch(next + group.at(k));
+  // The second-level cache is asked, for it can wait for more of them than the first.
+  void prefetch(int64_t ahead_of) const {
+    constexpr int64_t kAhead = 48;
+    const T* next = row(ahead_of + kAhead < last_ ? ahead_of + kAhead : last_);
+    for (int k = 0; k < K; ++k) __builtin_prefetch(next + k * kLanes<Acc>, 0, 2);
   }
 
  private:
-  const T* data_;
+  const T* data_;  // of the group's first column
   int64_t row_stride_;
   const int64_t* order_;
   int64_t last_;

@@ -27,10 +27,10 @@ auto histogram_as(
   // Zeros for slots without rows.
   at::Tensor table = at::zeros({S, x.D}, options);
   Acc* out = table.mutable_data_ptr<Acc>();
-  parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
+  parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
     ColumnValues<Acc> magnitude;
-    for (int64_t block = begin; block < end; ++block) {
+    for_each_block([&](int64_t block) {
       histogram.start(block);
       const int64_t column = block * kBlockColumns<Acc>;
       histogram.fill(whole, means ? means + column : nullptr, magnitude);
@@ -39,7 +39,7 @@ auto histogram_as(
         const Acc* row = from.data + k * from.stride;
         std::copy(row, row + histogram.span().columns, out + plan.slots[k] * x.D + column);
       }
-    }
+    });
   });
   return std::make_tuple(mean, table);
 }

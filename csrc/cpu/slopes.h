@@ -10,17 +10,18 @@ template <typename Acc, Activation A, int K>
 class SlopeOfFeatures {
  public:
   SlopeOfFeatures(Group<Acc, K> group, const Acc* mean, const Source& packed)
-      : group_(group), rows_(packed) {
+      : rows_(group, packed) {
     for (int k = 0; k < K; ++k) mean_[k] = group.load(mean, k);
   }
 
-  Vector<Acc> pull_back(int64_t row, int k, Vector<Acc> g) const {
-    return discfused::pull_back<A>(rows_.load(group_, row, k) - mean_[k], g);
+  const Acc* row(int64_t row) const { return rows_.row(row); }
+
+  Vector<Acc> pull_back(const Acc* row, int k, Vector<Acc> g) const {
+    return discfused::pull_back<A>(rows_.load(row, k) - mean_[k], g);
   }
 
  private:
-  Group<Acc, K> group_;
-  RowReader<Acc, Acc> rows_;
+  RowReader<Acc, Acc, K> rows_;
   Vector<Acc> mean_[K];
 };
 
@@ -28,14 +29,16 @@ class SlopeOfFeatures {
 template <typename Acc, int K>
 class SlopeOfSigns {
  public:
-  SlopeOfSigns(Group<Acc, K> group, const uint64_t* signs) : group_(group), signs_(signs) {}
+  SlopeOfSigns(Group<Acc, K> group, const uint64_t* signs) : column_(group.column), signs_(signs) {}
 
-  Vector<Acc> pull_back(int64_t row, int k, Vector<Acc> g) const {
-    return where_set<Acc>(signs_[row] >> group_.at(k), g);
+  uint64_t row(int64_t row) const { return signs_[row] >> column_; }
+
+  Vector<Acc> pull_back(uint64_t row, int k, Vector<Acc> g) const {
+    return where_set<Acc>(row >> k * kLanes<Acc>, g);
   }
 
  private:
-  Group<Acc, K> group_;
+  int64_t column_;
   const uint64_t* signs_;
 };
 

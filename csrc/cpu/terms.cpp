@@ -40,10 +40,10 @@ FeatureStatistics summarize_features(
     const Coefs<Acc>& coefs, Acc* class_sum, const SavedBlocks<Acc>& saved) {
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
   std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
-  parallel_blocks<Acc>(x.D, x.N, [&](int64_t begin, int64_t end) {
+  parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
     ColumnValues<Acc> magnitude, inverse, squares;
-    for (int64_t block = begin; block < end; ++block) {
+    for_each_block([&](int64_t block) {
       histogram.start(block, saved.at(block));
       const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
@@ -58,7 +58,7 @@ FeatureStatistics summarize_features(
         partial[block].impurity += gini_impurity(squares[j]);
         ++partial[block].live;
       }
-    }
+    });
   });
   FeatureStatistics sum;
   for (const FeatureStatistics& block : partial) {
