@@ -31,12 +31,13 @@ def _members(
 ) -> Members:
     dtype = accumulation_dtype(features.dtype)
     if not is_soft(labels):
-        weight, sample_weight = (
-            None if w is None else w.to(dtype) for w in (labels.weight, labels.sample_weight)
-        )
-        converted = labels._replace(weight=weight, sample_weight=sample_weight)
+        if labels.weight is not None or labels.sample_weight is not None:
+            weight, sample_weight = (
+                None if w is None else w.to(dtype) for w in (labels.weight, labels.sample_weight)
+            )
+            labels = labels._replace(weight=weight, sample_weight=sample_weight)
         try:
-            return backend.members(converted, slots, features, activation)
+            return backend.members(labels, slots, features, activation)
         except IndexError:
             _inputs.check_labels(labels.target, labels.num_classes, labels.ignore_index)
             raise
