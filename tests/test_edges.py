@@ -188,3 +188,18 @@ def test_cross_entropy_alone_sends_a_gradient_to_soft_labels(backend):
     loss = fused_disc_loss(logits, soft, x, backend=backend)
     (expected,) = torch.autograd.grad(F.cross_entropy(logits, soft), soft)
     assert torch.equal(torch.autograd.grad(loss, soft)[0], expected)
+
+
+@pytest.mark.parametrize("unit", [1e6, 1e-6])
+@pytest.mark.parametrize("activation", ["relu", "abs"])
+def test_units_of_features_and_weights_change_nothing(backend, activation, unit):
+    """float32 has room for each sum, but not for every product of two of them."""
+    x, y, n = features(40, 6, torch.float32), labels(40, C), torch.rand(40) + 0.5
+    scale = 1e28 if unit > 1 else 1e-28
+    found = []
+    for factor, weight in ((1.0, n), (scale, n * unit)):
+        leaf = (x * factor).requires_grad_()
+        terms = disc_terms(leaf, y, C, sample_weight=weight, activation=activation, backend=backend)
+        found.append([*terms, torch.autograd.grad(sum(terms), leaf)[0] * factor])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -42,7 +42,7 @@ class GroupCorrelations {
 template <typename Acc>
 void correlate_signs(
     const RowChunk<Acc>& chunk, const Runs<Acc>& runs, const Table<const Acc>& table,
-    const Acc* slot_coef, Span span, const Correlations<Acc>& correlations) {
+    const Acc* slot_coef, Acc scale, Span span, const Correlations<Acc>& correlations) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     const SlopeOfSigns<Acc, K> slope(group, chunk.signs);
@@ -51,7 +51,7 @@ void correlate_signs(
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> H[K], F[K] = {};
       for (int64_t row = run->begin, end = run->end; row < end; ++row) {
-        const Vector<Acc> weight = Vector<Acc>{} + weights[row];
+        const Vector<Acc> weight = Vector<Acc>{} + weights[row] * scale;
         const auto signs = slope.row(row);
         for (int k = 0; k < K; ++k) F[k] += slope.pull_back(signs, k, weight);
       }
@@ -67,7 +67,7 @@ void correlate_signs(
 template <typename Acc>
 void correlate(
     const Table<const Acc>& table, const Table<const Acc>& slopes, int64_t slots,
-    const Acc* slot_coef, Span span, const Correlations<Acc>& correlations) {
+    const Acc* slot_coef, Acc scale, Span span, const Correlations<Acc>& correlations) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
     // Two levels of sums: kChunkRows slots, then the rest.
@@ -79,7 +79,9 @@ void correlate(
         for (int k = 0; k < K; ++k) H[k] = group.load(table.data + slot * table.stride, k);
         sums.project(slot_coef[slot], H);
         if (!slopes.data) continue;
-        for (int k = 0; k < K; ++k) F[k] = group.load(slopes.data + slot * slopes.stride, k);
+        for (int k = 0; k < K; ++k) {
+          F[k] = scale * group.load(slopes.data + slot * slopes.stride, k);
+        }
         sums.correlate(slot_coef[slot], H, F);
       }
       sums.add_to(correlations);

@@ -98,12 +98,12 @@ class BlockGradient {
     return {outer_, constant_, slope_, slot_offset_.data()};
   }
 
-  // sum_s F_s G_s / total: every row has moved the mean, and with it all the others. After pull().
-  void shift(Span span, Acc total, ColumnValues<Acc>& shift) {
+  // sum_s F_s G_s: every row has moved the mean, and with it all the others. After pull().
+  void shift(Span span, ColumnValues<Acc>& shift) {
     for (int64_t j = 0; j < span.width; ++j) {
       const Acc sum = constant_[j] * slope_sum_[j] + slope_[j] * slope_table_[j] +
                       upstream_.g2 * slope_coef_[j];
-      shift[j] = outer_[j] == 0 ? Acc(0) : outer_[j] * sum / total;
+      shift[j] = outer_[j] == 0 ? Acc(0) : outer_[j] * sum;
     }
   }
 
@@ -125,6 +125,7 @@ void gradient_blocks(
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
   const bool stream = output.large() && output.rows_aligned();
   const bool centered = given_mean != nullptr;
+  const Acc scale = 1 / total;
   const bool looks_back = centered || !upstream.grad_table;  // at the histogram
   const bool by_signs =
       looks_back && plan.one_entry_per_row && activation == static_cast<int>(Activation::kRelu);
@@ -149,16 +150,17 @@ void gradient_blocks(
       if (by_signs) {
         histogram.rows().for_each_signed_chunk([&](const Chunk& chunk, const RowChunk<Acc>& rows) {
           kernel.correlate_signs(
-              rows, chunk.view(), table, gradient.slot_coef(), span, gradient.correlations());
+              rows, chunk.view(), table, gradient.slot_coef(), scale, span,
+              gradient.correlations());
         });
       } else if (looks_back) {
         kernel.correlate(
-            table, histogram.slopes().as_const(), slots, gradient.slot_coef(), span,
+            table, histogram.slopes().as_const(), slots, gradient.slot_coef(), scale, span,
             gradient.correlations());
       }
       const Pull<Acc> pull = gradient.pull(column, span);
       shift.fill(0);
-      if (centered) gradient.shift(span, total, shift);
+      if (centered) gradient.shift(span, shift);
 
       const Target target{output.at(0, column), x.D, stream};
       if (by_signs) {

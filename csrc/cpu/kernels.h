@@ -94,7 +94,8 @@ struct RowChunk {
 };
 
 // Sums over the rows s of the table H, per column, with the coefficients A_s of the slots and the
-// slopes F_s = sum of n_i phi'(z_i) over the rows of a slot.
+// slopes F_s = sum of n_i phi'(z_i) over the rows of a slot, times `scale`: 1 / sum of all n_i, so
+// that F_s H_s is no larger than H_s, whatever the unit of the weights.
 template <typename Acc>
 struct Correlations {
   Acc* projection;   // sum_s A_s H_s
@@ -142,7 +143,7 @@ struct Kernels {
   // correlations +=, likewise
   using CorrelateSigns = void (*)(
       const RowChunk<Acc>& chunk, const Runs<Acc>& runs, const Table<const Acc>& table,
-      const Acc* slot_coef, Span span, const Correlations<Acc>& correlations);
+      const Acc* slot_coef, Acc scale, Span span, const Correlations<Acc>& correlations);
 
   // The same in two steps, for rows that are several entries or none:
   // out = phi(z) or phi'(z), then gather_plain
@@ -163,7 +164,7 @@ struct Kernels {
   // correlations +=, without slopes (null) the projection alone
   using Correlate = void (*)(
       const Table<const Acc>& table, const Table<const Acc>& slopes, int64_t slots,
-      const Acc* slot_coef, Span span, const Correlations<Acc>& correlations);
+      const Acc* slot_coef, Acc scale, Span span, const Correlations<Acc>& correlations);
 
   Pack pack[kFeatureTypes];
   Moments moments[kActivations][kFeatureTypes];
