@@ -19,6 +19,7 @@ from discfused.backends import triton_backend, triton_runtime
 from test_edges import (  # noqa: F401 (collected here, with the fixture `backend` below)
     test_features_at_the_ends_of_half_precision_are_finite,
     test_nothing_to_say,
+    test_units_of_features_and_weights_change_nothing,
     test_zeros_in_a_divergence,
 )
 from test_facts import *  # noqa: F403 (every fact)

@@ -157,7 +157,7 @@ template <typename A>
 struct ClassTerms {
   static constexpr int kThreads = kTermsThreads;
   using Arguments = TermsArguments<A>;
-  enum { kProjection, kSlope, kSlopeMass, kSlopeProjection, kSums };
+  enum { kProjection, kSlope, kSlopeShare, kSlopeProjection, kSums };
   struct Shared {
     A reduced[kThreads];  // for sums over all threads
     A slot_coef[kThreads];
@@ -209,15 +209,16 @@ struct ClassTerms {
         const auto at = place(thread);
         if (at.column >= a.D) return;
         const int64_t first = start * a.D + at.column;
+        const A inverse = a.feature_coef[a.D + at.column];
         auto& own = mine[thread];
 #pragma unroll 8
         for (int i = at.first; i < slots; i += at.step) {
-          const A mass = a.table[first + i * a.D], coef = s.slot_coef[i];
-          own.sum[kProjection] += coef * mass;
+          const A share = inverse * a.table[first + i * a.D], coef = s.slot_coef[i];
+          own.sum[kProjection] += coef * share;
           if (!a.slope) continue;
           const A slope = a.slope[first + i * a.D];
           own.sum[kSlope] += slope;
-          own.sum[kSlopeMass] += slope * mass;
+          own.sum[kSlopeShare] += slope * share;  // a mass times a slope could overflow
           own.sum[kSlopeProjection] += coef * slope;
         }
       });
@@ -267,12 +268,12 @@ struct ClassTerms {
       const A inverse = a.feature_coef[a.D + at.column];
       const A squares = a.feature_coef[2 * a.D + at.column];
       const bool dead = inverse == A(0);
-      const A projection = dead ? A(0) : inverse * own.sum[kProjection];
+      const A projection = dead ? A(0) : own.sum[kProjection];
       a.feature_coef[at.column] = inverse / live;
       a.feature_coef[3 * a.D + at.column] = projection;
       if (a.slope) {
         a.feature_coef[4 * a.D + at.column] =
-            dead ? A(0) : squares * own.sum[kSlope] - inverse * own.sum[kSlopeMass];
+            dead ? A(0) : squares * own.sum[kSlope] - own.sum[kSlopeShare];
         a.feature_coef[5 * a.D + at.column] =
             dead ? A(0) : own.sum[kSlopeProjection] - projection * own.sum[kSlope];
       }
