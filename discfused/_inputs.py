@@ -163,7 +163,7 @@ def labels(
     t = target(t, num_classes, ignore_index, x.device, look)
     same_length("features", x, t)
     return Labels(
-        t.detach() if t.requires_grad else t,  # a call on a small batch is short
+        t.detach() if t.requires_grad else t,  # on a small batch every op counts
         weights("weight", weight, num_classes, x.device),
         weights("sample_weight", sample_weight, x.shape[0], x.device),
         num_classes,
