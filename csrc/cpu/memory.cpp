@@ -78,14 +78,18 @@ class KeptMemory final : public c10::Allocator {
   }
 
  private:
-  // A block that is large enough, but not so large that more than a fifth of it is wasted.
+  // The block that fits best of those that are large enough, but not so large that more than a
+  // fifth is wasted. The oldest of equal ones: calls that repeat themselves get back the one they
+  // had, and find in the cache what they left there.
   std::unique_ptr<Block> find(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto block = kept_.end(); block != kept_.begin();) {
-      --block;  // the latest first
-      if ((*block)->bytes >= bytes && (*block)->bytes / 5 * 4 <= bytes) return take(block);
+    auto best = kept_.end();
+    for (auto block = kept_.begin(); block != kept_.end(); ++block) {
+      const size_t size = (*block)->bytes;
+      if (size < bytes || size / 5 * 4 > bytes) continue;
+      if (best == kept_.end() || size < (*best)->bytes) best = block;
     }
-    return nullptr;
+    return best == kept_.end() ? nullptr : take(best);
   }
 
   void keep(std::unique_ptr<Block> block) {

@@ -22,9 +22,9 @@ class SavedBlocks {
 
   SavedBlocks(const RowPlan<Acc>& plan, int64_t S, int64_t D) : blocks_(block_count<Acc>(D)) {
     const int64_t slots = static_cast<int64_t>(plan.slots.size());
-    // With less than two rows for each class the table is so large that to write it takes as long
-    // as to make it again.
-    if (slots == 0 || 2 * slots > plan.rows) return;
+    // Where nearly every row is of another class, the table is about as large as the features: to
+    // write it gains nothing unless all of it stays in a cache.
+    if (slots == 0 || 4 * slots > 3 * plan.rows) return;
     table_bytes_ = slots * kBlockColumns<Acc> * int64_t{sizeof(Acc)};
     const int64_t sign_bytes = plan.rows * int64_t{sizeof(uint64_t)};
     place_bytes_ = table_bytes_ + (sign_bytes + kAlignment - 1) / kAlignment * kAlignment;
