@@ -128,7 +128,6 @@ inline void write_runs(
       }
     });
   });
-  if (target.stream) fence_streams();
 }
 
 template <typename Acc, Activation A, typename T>
@@ -186,7 +185,6 @@ void write_spread(
       }
     });
   });
-  if (target.stream) fence_streams();
 }
 
 }  // namespace discfused::cpu::DISCFUSED_ISA

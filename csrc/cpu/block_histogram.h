@@ -47,12 +47,14 @@ class BlockHistogram {
     return {slope_ == Slope::kTable ? slopes_.get() : nullptr, span().width};
   }
 
-  // Forward: the table, the magnitude, and the mean, from which features are measured if it is
-  // asked for.
-  void fill(Acc total, Acc* mean_of_columns, ColumnValues<Acc>& magnitude) {
+  // Forward: the table, its sum over slots, the magnitude, and the mean, from which features are
+  // measured if it is asked for.
+  void fill(
+      Acc total, Acc* mean_of_columns, ColumnValues<Acc>& mass, ColumnValues<Acc>& magnitude) {
     ColumnValues<Acc> mean, sum;
     mean.fill(0);
     sum.fill(0);
+    mass.fill(0);
     magnitude.fill(0);
     const auto add_moments = [&](const RowChunk<Acc>& rows) {
       kernel_.moments[activation_][rows.from.type](rows, span(), sum, magnitude);
@@ -62,32 +64,34 @@ class BlockHistogram {
           Look::kMoments, [&](const Chunk&, const RowChunk<Acc>& rows) { add_moments(rows); });
       for (int64_t j = 0; j < span().width; ++j) mean[j] = sum[j] / total;
       mean.write(mean_of_columns, span());
-      fill(mean, Look::kLast);
+      fill(mean, Look::kLast, mass);
     } else {
       rows_.for_each_chunk(Look::kAny, [&](const Chunk& chunk, const RowChunk<Acc>& rows) {
         add_moments(rows);
-        gather(chunk, rows, mean);
+        gather(chunk, rows, mean, mass);
       });
     }
   }
 
   // Backward: the table and the slope.
   void fill(const ColumnValues<Acc>& mean) {
-    fill(mean, slope_ == Slope::kSigns ? Look::kLast : Look::kAny);
+    fill(mean, slope_ == Slope::kSigns ? Look::kLast : Look::kAny, nullptr);
   }
 
  private:
-  void fill(const ColumnValues<Acc>& mean, Look look) {
+  void fill(const ColumnValues<Acc>& mean, Look look, Acc* mass) {
     rows_.for_each_chunk(
         one_entry_per_row_ ? look : Look::kAny,
-        [&](const Chunk& chunk, const RowChunk<Acc>& rows) { gather(chunk, rows, mean); });
+        [&](const Chunk& chunk, const RowChunk<Acc>& rows) { gather(chunk, rows, mean, mass); });
   }
 
-  void gather(const Chunk& chunk, const RowChunk<Acc>& rows, const ColumnValues<Acc>& mean) const {
+  void gather(
+      const Chunk& chunk, const RowChunk<Acc>& rows, const ColumnValues<Acc>& mean,
+      Acc* mass) const {
     const Runs<Acc> runs = chunk.view();
     const FeatureType type = rows.from.type;
     if (rows.signs) {
-      kernel_.gather_signs[type](rows, mean, runs, span(), table());
+      kernel_.gather_signs[type](rows, mean, runs, span(), table(), mass);
       return;
     }
     if (one_entry_per_row_ && slope_ == Slope::kTable) {
@@ -95,16 +99,16 @@ class BlockHistogram {
       return;
     }
     if (one_entry_per_row_) {
-      kernel_.gather[activation_][type](rows, mean, runs, span(), table());
+      kernel_.gather[activation_][type](rows, mean, runs, span(), table(), mass);
       return;
     }
     RowChunk<Acc> applied = rows;
     applied.from = rows_.packed_at(applied_.get());
     kernel_.activate[activation_](rows, mean, span(), applied_.get());
-    kernel_.gather_plain(applied, mean, runs, span(), table());
+    kernel_.gather_entries(applied, runs, span(), table(), mass);
     if (slope_ == Slope::kNone) return;
     kernel_.differentiate[activation_](rows, mean, span(), applied_.get());
-    kernel_.gather_plain(applied, mean, runs, span(), slopes());
+    kernel_.gather_entries(applied, runs, span(), slopes(), nullptr);
   }
 
   const Kernels<Acc>& kernel_ = kernels<Acc>();

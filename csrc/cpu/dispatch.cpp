@@ -6,6 +6,10 @@
 
 #include "cpu/kernels.h"
 
+#ifdef DISCFUSED_X86
+#include <xmmintrin.h>
+#endif
+
 namespace discfused::cpu {
 
 #define DISCFUSED_KERNELS_OF(isa)              \
@@ -54,6 +58,12 @@ const Kernels<double>& kernels() {
   if (isa() == Isa::kAvx2) return avx2::kernels_double;
 #endif
   return baseline::kernels_double;
+}
+
+void fence_streams() {
+#ifdef DISCFUSED_X86
+  _mm_sfence();
+#endif
 }
 
 }  // namespace discfused::cpu

@@ -68,50 +68,37 @@ void moments(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude) {
   });
 }
 
-// How a packed row becomes activations.
-template <Activation A>
-struct Centered {
-  template <typename V>
-  V operator()(V x, V mean) const {
-    return discfused::activate<A>(x - mean);
-  }
-};
-
-struct AsItIs {
-  template <typename V>
-  V operator()(V a, V) const {
-    return a;
-  }
-};
-
-template <typename Acc, typename Phi, typename T>
+// Hard labels: every row is one entry.
+template <typename Acc, Activation A, typename T>
 void gather(
     const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
-    const Table<Acc>& table) {
+    const Table<Acc>& table, Acc* mass) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
+    const Acc* weight = chunk.weight;
     const RowReader<Acc, T, K> rows(group, chunk.from);
     Vector<Acc> mu[K];
     for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
+    TableWriter<Acc, K> writer(group, table);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {};
-      for (int64_t entry = run->begin; entry < run->end; ++entry) {
-        const int64_t row = runs.entry_row[entry];
+      for (int64_t row = run->begin, end = run->end; row < end; ++row) {
         rows.prefetch(row);
         const T* x = rows.row(row);
         for (int k = 0; k < K; ++k) {
-          sums[k] += runs.entry_weight[entry] * Phi()(rows.load(x, k), mu[k]);
+          sums[k] += weight[row] * discfused::activate<A>(rows.load(x, k) - mu[k]);
         }
       }
-      group.put(table, *run, sums);
+      writer.add(*run, sums);
     }
+    writer.add_mass_to(mass);
   });
 }
 
 template <typename Acc, typename T>
 void gather_signs(
     const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
-    const Table<Acc>& table) {
+    const Table<Acc>& table, Acc* mass) {
   for (int64_t row = 0; row < chunk.rows; ++row) chunk.signs[row] = 0;
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
@@ -120,6 +107,7 @@ void gather_signs(
     const RowReader<Acc, T, K> rows(group, chunk.from);
     Vector<Acc> mu[K];
     for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
+    TableWriter<Acc, K> writer(group, table);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {};
       for (int64_t row = run->begin, end = run->end; row < end; ++row) {
@@ -133,8 +121,9 @@ void gather_signs(
         }
         signs[row] |= bits << group.column;
       }
-      group.put(table, *run, sums);
+      writer.add(*run, sums);
     }
+    writer.add_mass_to(mass);
   });
 }
 
@@ -144,23 +133,46 @@ void gather_slopes(
     const Table<Acc>& table, const Table<Acc>& slopes) {
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
+    const Acc* weights = chunk.weight;
     const RowReader<Acc, Acc, K> rows(group, chunk.from);
     Vector<Acc> mu[K];
     for (int k = 0; k < K; ++k) mu[k] = group.load(mean, k);
+    TableWriter<Acc, K> writer(group, table), slope_writer(group, slopes);
     for (const Run* run = runs.begin; run != runs.end; ++run) {
       Vector<Acc> sums[K] = {}, slope_sums[K] = {};
-      for (int64_t entry = run->begin; entry < run->end; ++entry) {
-        const Acc* x = rows.row(runs.entry_row[entry]);
-        const Vector<Acc> weight = Vector<Acc>{} + runs.entry_weight[entry];
+      for (int64_t row = run->begin, end = run->end; row < end; ++row) {
+        const Acc* x = rows.row(row);
+        const Vector<Acc> weight = Vector<Acc>{} + weights[row];
         for (int k = 0; k < K; ++k) {
           const Vector<Acc> z = rows.load(x, k) - mu[k];
           sums[k] += weight * discfused::activate<A>(z);
           slope_sums[k] += discfused::pull_back<A>(z, weight);
         }
       }
-      group.put(table, *run, sums);
-      group.put(slopes, *run, slope_sums);
+      writer.add(*run, sums);
+      slope_writer.add(*run, slope_sums);
     }
+  });
+}
+
+// Soft labels: rows of activations, or of slopes, which entries refer to.
+template <typename Acc>
+void gather_entries(
+    const RowChunk<Acc>& chunk, const Runs<Acc>& runs, Span span, const Table<Acc>& table,
+    Acc* mass) {
+  for_each_group<Acc>(span, [&](auto group) {
+    constexpr int K = group.kVectors;
+    const RowReader<Acc, Acc, K> rows(group, chunk.from);
+    TableWriter<Acc, K> writer(group, table);
+    for (const Run* run = runs.begin; run != runs.end; ++run) {
+      Vector<Acc> sums[K] = {};
+      for (int64_t entry = run->begin, end = run->end; entry < end; ++entry) {
+        const Acc* values = rows.row(runs.entry_row[entry]);
+        for (int k = 0; k < K; ++k) sums[k] += runs.entry_weight[entry] * rows.load(values, k);
+      }
+      writer.add(*run, sums);
+    }
+    writer.add_mass_to(mass);
   });
 }
 

@@ -183,6 +183,7 @@ void gradient_blocks(
             }
           });
     });
+    if (stream) fence_streams();
   });
 }
 

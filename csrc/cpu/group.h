@@ -16,12 +16,32 @@ struct Group {
 
   Vector<Acc> load(const Acc* row, int k) const { return DISCFUSED_ISA::load<Acc>(row + at(k)); }
   void store(Acc* row, int k, Vector<Acc> v) const { DISCFUSED_ISA::store(row + at(k), v); }
+};
 
-  // What a run adds to its row of the table
-  void put(const Table<Acc>& table, const Run& run, const Vector<Acc> (&sums)[K]) const {
-    Acc* row = table.data + run.slot * table.stride;
-    for (int k = 0; k < K; ++k) store(row, k, run.opens ? sums[k] : load(row, k) + sums[k]);
+// Where a group of columns of the table is written.
+template <typename Acc, int K>
+class TableWriter {
+ public:
+  TableWriter(Group<Acc, K> group, const Table<Acc>& table) : group_(group), table_(table) {}
+
+  // What a run adds to its row.
+  void add(const Run& run, const Vector<Acc> (&sums)[K]) {
+    Acc* row = table_.data + run.slot * table_.stride;
+    for (int k = 0; k < K; ++k) {
+      group_.store(row, k, run.opens ? sums[k] : group_.load(row, k) + sums[k]);
+      mass_[k] += sums[k];
+    }
   }
+
+  void add_mass_to(Acc* mass) const {
+    if (!mass) return;
+    for (int k = 0; k < K; ++k) group_.store(mass, k, group_.load(mass, k) + mass_[k]);
+  }
+
+ private:
+  Group<Acc, K> group_;
+  Table<Acc> table_;
+  Vector<Acc> mass_[K] = {};  // the sum of all that was added
 };
 
 // A group of columns of rows of element type T. As with all that works on a group, what the loop

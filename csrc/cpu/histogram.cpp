@@ -29,11 +29,11 @@ auto histogram_as(
   Acc* out = table.mutable_data_ptr<Acc>();
   parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> magnitude;
+    ColumnValues<Acc> mass, magnitude;  // not asked for
     for_each_block([&](int64_t block) {
       histogram.start(block);
       const int64_t column = block * kBlockColumns<Acc>;
-      histogram.fill(whole, means ? means + column : nullptr, magnitude);
+      histogram.fill(whole, means ? means + column : nullptr, mass, magnitude);
       const Table<Acc> from = histogram.table();
       for (size_t k = 0; k < plan.slots.size(); ++k) {
         const Acc* row = from.data + k * from.stride;

@@ -55,7 +55,8 @@ struct Table {
   Table<const Acc> as_const() const { return {data, stride}; }
 };
 
-// What a chunk adds to one row of the table: entries [begin, end).
+// What a chunk adds to one row of the table: its rows [begin, end) where a row is for one slot
+// (hard labels), else entries [begin, end).
 struct Run {
   int64_t begin;
   int64_t end;
@@ -63,7 +64,7 @@ struct Run {
   bool opens;    // the first run of that row: it is written, not added to
 };
 
-// The runs of a chunk. Each entry is a weight times a row of the chunk.
+// The runs of a chunk. An entry is a weight times a row of the chunk; hard labels have none.
 template <typename Acc>
 struct Runs {
   const Run* begin;
@@ -123,16 +124,16 @@ struct Kernels {
   // sum += weight^T rows, magnitude += weight^T size_of(rows), and packs the rows if it is asked to
   using Moments = void (*)(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude);
 
-  // Hard labels, where every row is one entry, with z = row - mean:
-  // table[run.slot] (+)= sum over its entries of entry_weight * phi(z)
+  // Hard labels, with z = row - mean: table[run.slot] (+)= sum over its rows of weight * phi(z),
+  // and mass += all that was added, unless it is null
   using Gather = void (*)(
       const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
-      const Table<Acc>& table);
-  // The same, and slopes[run.slot] (+)= sum over its entries of entry_weight * phi'(z)
+      const Table<Acc>& table, Acc* mass);
+  // The same table, and slopes[run.slot] (+)= sum over its rows of weight * phi'(z)
   using GatherSlopes = void (*)(
       const RowChunk<Acc>& chunk, const Acc* mean, const Runs<Acc>& runs, Span span,
       const Table<Acc>& table, const Table<Acc>& slopes);
-  // target[order] = phi'(z) * entry_weight * G[run.slot] - weight * shift
+  // target[order] = phi'(z) * weight * G[run.slot] - weight * shift
   using Write = void (*)(
       const RowChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Runs<Acc>& runs,
       const Pull<Acc>& pull, Span span, const Table<const Acc>& table, const Target& target);
@@ -146,8 +147,12 @@ struct Kernels {
       const Acc* slot_coef, Acc scale, Span span, const Correlations<Acc>& correlations);
 
   // The same in two steps, for rows that are several entries or none:
-  // out = phi(z) or phi'(z), then gather_plain
+  // out = phi(z) or phi'(z)
   using Apply = void (*)(const RowChunk<Acc>& chunk, const Acc* mean, Span span, Acc* out);
+  // table[run.slot] (+)= sum over its entries of entry_weight * row, and mass as in Gather
+  using GatherEntries = void (*)(
+      const RowChunk<Acc>& chunk, const Runs<Acc>& runs, Span span, const Table<Acc>& table,
+      Acc* mass);
   // grads[entry_row] += entry_weight * G[run.slot]
   using Spread = void (*)(
       Acc* grads, const Runs<Acc>& runs, const Pull<Acc>& pull, Span span,
@@ -157,10 +162,10 @@ struct Kernels {
       const RowChunk<Acc>& chunk, const Acc* mean, const Acc* shift, const Acc* grads, Span span,
       const Target& target);
 
-  // inverse = 1 / T, squares = sum_s P_s^2, class_sum[s] = sum over the columns of P_s
+  // inverse = 1 / mass, squares = sum_s P_s^2, class_sum[s] = sum over the columns of P_s
   using Summarize = void (*)(
-      const Table<const Acc>& table, int64_t slots, const Acc* magnitude, Acc eps, Span span,
-      Acc* inverse, Acc* squares, Acc* class_sum);
+      const Table<const Acc>& table, int64_t slots, const Acc* mass, const Acc* magnitude, Acc eps,
+      Span span, Acc* inverse, Acc* squares, Acc* class_sum);
   // correlations +=, without slopes (null) the projection alone
   using Correlate = void (*)(
       const Table<const Acc>& table, const Table<const Acc>& slopes, int64_t slots,
@@ -176,7 +181,7 @@ struct Kernels {
   Apply activate[kActivations];
   Apply differentiate[kActivations];
   Gather gather_signs[kFeatureTypes];  // for relu, and writes the signs of the chunk
-  Gather gather_plain;
+  GatherEntries gather_entries;
   Spread spread;
   WriteSpread write_spread[kActivations][kFeatureTypes];
   Summarize summarize;
@@ -186,5 +191,9 @@ struct Kernels {
 // The kernels for the processor at hand.
 template <typename Acc>
 const Kernels<Acc>& kernels();
+
+// What a thread has streamed is not ordered with its other memory accesses until then. Takes as
+// long as the last of it takes to arrive: once at the end, not after every chunk.
+void fence_streams();
 
 }  // namespace discfused::cpu

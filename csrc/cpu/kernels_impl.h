@@ -14,46 +14,38 @@ namespace discfused::cpu::DISCFUSED_ISA {
 
 // ---------------------------------------------------------------- the table
 
-// Adds up the slots in two levels: add(slot, sums) adds one of them.
-template <typename Acc, int K, typename Add>
-inline void sum_over_slots(int64_t slots, Vector<Acc> (&total)[K], Add add) {
-  for (int64_t first = 0; first < slots; first += kChunkRows) {
-    const int64_t last = first + kChunkRows < slots ? first + kChunkRows : slots;
-    Vector<Acc> sums[K] = {};
-    for (int64_t slot = first; slot < last; ++slot) add(slot, sums);
-    for (int k = 0; k < K; ++k) total[k] += sums[k];
-  }
-}
-
 template <typename Acc>
 void summarize(
-    const Table<const Acc>& table, int64_t slots, const Acc* magnitude, Acc eps, Span span,
-    Acc* inverse, Acc* squares, Acc* class_sum) {
+    const Table<const Acc>& table, int64_t slots, const Acc* mass, const Acc* magnitude, Acc eps,
+    Span span, Acc* inverse, Acc* squares, Acc* class_sum) {
   for (int64_t slot = 0; slot < slots; ++slot) class_sum[slot] = 0;
   for_each_group<Acc>(span, [&](auto group) {
     constexpr int K = group.kVectors;
-    Vector<Acc> total[K] = {}, scale[K], square_sum[K] = {};
-    sum_over_slots<Acc>(slots, total, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
-      const Acc* row = table.data + slot * table.stride;
-      for (int k = 0; k < K; ++k) sums[k] += group.load(row, k);
-    });
+    Vector<Acc> scale[K];
     for (int k = 0; k < K; ++k) {
       const Vector<Acc> m = group.load(magnitude, k);
-      group.store(inverse, k, live_reciprocal(total_mass(total[k], m), m, eps));
+      group.store(inverse, k, live_reciprocal(total_mass(group.load(mass, k), m), m, eps));
     }
     // What pads a block has activations as well, if phi(0) is not 0.
     for (int64_t j = span.columns; j < span.width; ++j) inverse[j] = 0;
     for (int k = 0; k < K; ++k) scale[k] = group.load(inverse, k);
-    sum_over_slots<Acc>(slots, square_sum, [&](int64_t slot, Vector<Acc>(&sums)[K]) {
-      const Acc* row = table.data + slot * table.stride;
-      Vector<Acc> features{};
-      for (int k = 0; k < K; ++k) {
-        const Vector<Acc> P = scale[k] * group.load(row, k);
-        sums[k] += P * P;
-        features += P;
+    // Two levels of sums: kChunkRows slots, then the rest.
+    Vector<Acc> square_sum[K] = {};
+    for (int64_t first = 0; first < slots; first += kChunkRows) {
+      const int64_t last = first + kChunkRows < slots ? first + kChunkRows : slots;
+      Vector<Acc> sums[K] = {};
+      for (int64_t slot = first; slot < last; ++slot) {
+        const Acc* row = table.data + slot * table.stride;
+        Vector<Acc> features{};
+        for (int k = 0; k < K; ++k) {
+          const Vector<Acc> P = scale[k] * group.load(row, k);
+          sums[k] += P * P;
+          features += P;
+        }
+        class_sum[slot] += Lanes<Acc>::sum(features);
       }
-      class_sum[slot] += Lanes<Acc>::sum(features);
-    });
+      for (int k = 0; k < K; ++k) square_sum[k] += sums[k];
+    }
     for (int k = 0; k < K; ++k) group.store(squares, k, square_sum[k]);
   });
 }
@@ -67,7 +59,7 @@ constexpr void set_type(Kernels<Acc>& kernels) {
   constexpr int code = static_cast<int>(A);
   kernels.pack[type] = pack<Acc, T>;
   kernels.moments[code][type] = moments<Acc, A, T>;
-  kernels.gather[code][type] = gather<Acc, Centered<A>, T>;
+  kernels.gather[code][type] = gather<Acc, A, T>;
   kernels.gather_signs[type] = gather_signs<Acc, T>;
   kernels.write[code][type] = write<Acc, A, T>;
   kernels.write_signs[type] = write_signs<Acc, T>;
@@ -95,7 +87,7 @@ constexpr Kernels<Acc> make_kernels() {
   set_activation<Activation::kSquare>(kernels);
   set_activation<Activation::kSoftplus>(kernels);
   set_activation<Activation::kSigmoid>(kernels);
-  kernels.gather_plain = gather<Acc, AsItIs, Acc>;
+  kernels.gather_entries = gather_entries<Acc>;
   kernels.correlate_signs = correlate_signs<Acc>;
   kernels.spread = spread<Acc>;
   kernels.summarize = summarize<Acc>;

@@ -1,11 +1,10 @@
 // Which slot every row belongs to, and how much it counts. O(N + C) time and memory.
 
-#include <ATen/ops/empty.h>
-
 #include <limits>
 #include <vector>
 
 #include "cpu/checks.h"
+#include "cpu/memory.h"
 #include "cpu/ops.h"
 
 namespace discfused::cpu {
@@ -62,11 +61,11 @@ auto members_as(
   const Acc* s = optional_weights<Acc>(sample_weight, sample_holder, N, "sample_weight");
 
   const auto options = target.options();
-  at::Tensor slot = at::empty({N}, options.dtype(at::kInt));
-  at::Tensor row_weight = at::empty({N}, options.dtype(dtype));
-  at::Tensor total = at::empty({}, options.dtype(dtype));
-  at::Tensor slot_class = at::empty({S}, options);
-  at::Tensor share = at::empty({S}, options.dtype(dtype));
+  at::Tensor slot = empty_kept({N}, options.dtype(at::kInt));
+  at::Tensor row_weight = empty_kept({N}, options.dtype(dtype));
+  at::Tensor total = empty_kept({}, options.dtype(dtype));
+  at::Tensor slot_class = empty_kept({S}, options);
+  at::Tensor share = empty_kept({S}, options.dtype(dtype));
   int32_t* slots = slot.mutable_data_ptr<int32_t>();
   Acc* n = row_weight.mutable_data_ptr<Acc>();
   int64_t* classes = slot_class.mutable_data_ptr<int64_t>();

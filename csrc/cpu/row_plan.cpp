@@ -68,14 +68,10 @@ RowPlan<Acc> plan_hard(const int32_t* slot, const Acc* row_weight, int64_t N, in
   int64_t k = 0;
   for (Chunk<Acc>& chunk : plan.chunks) {
     chunk.runs.reserve(chunk.rows);
-    chunk.entry_row.reserve(chunk.rows);
-    chunk.entry_weight.reserve(chunk.rows);
     for (int64_t row = 0; row < chunk.rows; ++row, ++k) {
       const int32_t s = slot[plan.order[k]];
       if (row == 0 || chunk.runs.back().slot != s) chunk.runs.push_back({row, row, s, false});
       ++chunk.runs.back().end;
-      chunk.entry_row.push_back(static_cast<uint8_t>(row));
-      chunk.entry_weight.push_back(plan.weight[k]);
     }
   }
   open_slots(plan, S);

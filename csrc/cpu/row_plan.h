@@ -15,8 +15,8 @@ template <typename Acc>
 struct RowPlan {
   struct Chunk {
     int64_t rows;
-    std::vector<Run> runs;  // by slot
-    std::vector<uint8_t> entry_row;
+    std::vector<Run> runs;           // by slot
+    std::vector<uint8_t> entry_row;  // of soft labels
     std::vector<Acc> entry_weight;
 
     Runs<Acc> view() const {

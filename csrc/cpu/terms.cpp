@@ -1,8 +1,5 @@
 // features -> penalty, gini, kl, and what backward needs to know
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <vector>
 
 #include "cpu/block_histogram.h"
@@ -42,14 +39,14 @@ FeatureStatistics summarize_features(
   std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
   parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> magnitude, inverse, squares;
+    ColumnValues<Acc> mass, magnitude, inverse, squares;
     for_each_block([&](int64_t block) {
       histogram.start(block, saved.at(block));
       const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
-      histogram.fill(total, coefs.mean ? coefs.mean + column : nullptr, magnitude);
+      histogram.fill(total, coefs.mean ? coefs.mean + column : nullptr, mass, magnitude);
       kernels<Acc>().summarize(
-          histogram.table().as_const(), slots, magnitude, eps, span, inverse, squares,
+          histogram.table().as_const(), slots, mass, magnitude, eps, span, inverse, squares,
           class_sum + block * slots);
       inverse.write(coefs.feature + x.D + column, span);
       squares.write(coefs.feature + 2 * x.D + column, span);
@@ -118,9 +115,9 @@ auto terms_as(
 
   const auto options = features.options().dtype(acc);
   std::optional<at::Tensor> mean;
-  if (center) mean = at::empty({x.D}, options);
-  at::Tensor feature_coef = at::empty({3, x.D}, options);
-  at::Tensor slot_coef = at::empty({S}, options);
+  if (center) mean = empty_kept({x.D}, options);
+  at::Tensor feature_coef = empty_kept({3, x.D}, options);
+  at::Tensor slot_coef = empty_kept({S}, options);
   const Coefs<Acc> coefs{
       center ? mean->mutable_data_ptr<Acc>() : nullptr, feature_coef.mutable_data_ptr<Acc>(),
       slot_coef.mutable_data_ptr<Acc>()};
@@ -156,7 +153,7 @@ auto terms_as(
   }
 
   const auto result = [&](double value) {
-    at::Tensor tensor = at::empty({}, options);
+    at::Tensor tensor = empty_kept({}, options);
     *tensor.mutable_data_ptr<Acc>() = static_cast<Acc>(value);
     return tensor;
   };

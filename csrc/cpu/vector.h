@@ -141,13 +141,6 @@ inline void stream(void* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// What was streamed is not ordered with other memory accesses until then.
-inline void fence_streams() {
-#ifdef DISCFUSED_X86
-  _mm_sfence();
-#endif
-}
-
 // ---------------------------------------------------------------- half precision, through float
 
 typedef uint16_t HalfBits __attribute__((vector_size(DISCFUSED_VECTOR_BYTES / 2)));
