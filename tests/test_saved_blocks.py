@@ -9,8 +9,8 @@ from discfused import backends, disc_terms
 from discfused._autograd import terms_forward
 from discfused.backends.contract import Labels, Pull, Settings
 
-# All blocks of columns have room; most of them; some of them, the last of one column; none; and none
-# because nearly every row is of another class.
+# All blocks of columns have room; most of them; some of them, the last of one column; none; and
+# none, because nearly every row is of another class.
 SHAPES = [(64, 256, 20), (160, 640, 40), (130, 257, 7), (300, 33, 2), (64, 256, 640)]
 
 
