@@ -47,44 +47,14 @@ class BlockHistogram {
     return {slope_ == Slope::kTable ? slopes_.get() : nullptr, span().width};
   }
 
-  // Forward: the table, its sum over slots, the magnitude, and the mean, from which features are
-  // measured if it is asked for.
-  void fill(
-      Acc total, Acc* mean_of_columns, ColumnValues<Acc>& mass, ColumnValues<Acc>& magnitude) {
-    ColumnValues<Acc> mean, sum;
-    mean.fill(0);
-    sum.fill(0);
-    mass.fill(0);
-    magnitude.fill(0);
-    const auto add_moments = [&](const RowChunk<Acc>& rows) {
-      kernel_.moments[activation_][rows.from.type](rows, span(), sum, magnitude);
-    };
-    if (mean_of_columns) {
-      rows_.for_each_chunk(
-          Look::kMoments, [&](const Chunk&, const RowChunk<Acc>& rows) { add_moments(rows); });
-      for (int64_t j = 0; j < span().width; ++j) mean[j] = sum[j] / total;
-      mean.write(mean_of_columns, span());
-      fill(mean, Look::kLast, mass);
-    } else {
-      rows_.for_each_chunk(Look::kAny, [&](const Chunk& chunk, const RowChunk<Acc>& rows) {
-        add_moments(rows);
-        gather(chunk, rows, mean, mass);
-      });
-    }
-  }
-
-  // Backward: the table and the slope.
-  void fill(const ColumnValues<Acc>& mean) {
-    fill(mean, slope_ == Slope::kSigns ? Look::kLast : Look::kAny, nullptr);
-  }
-
- private:
-  void fill(const ColumnValues<Acc>& mean, Look look, Acc* mass) {
+  // The table, and its sum over slots unless `mass` is null. `look` tells whether another follows.
+  void fill(const ColumnValues<Acc>& mean, Acc* mass, Look look) {
     rows_.for_each_chunk(
-        one_entry_per_row_ ? look : Look::kAny,
+        one_entry_per_row_ ? look : Look::kPacked,
         [&](const Chunk& chunk, const RowChunk<Acc>& rows) { gather(chunk, rows, mean, mass); });
   }
 
+ private:
   void gather(
       const Chunk& chunk, const RowChunk<Acc>& rows, const ColumnValues<Acc>& mean,
       Acc* mass) const {

@@ -121,6 +121,14 @@ struct Features {
     return {start, type, row_stride, order.data(), static_cast<int64_t>(order.size())};
   }
 
+  // Blocks, from the first on, whose rows are whole vectors.
+  template <typename Acc>
+  int64_t whole_blocks() const {
+    if (column_stride != 1) return 0;
+    constexpr int64_t kVector = kAlignment / sizeof(Acc);
+    return D % kVector == 0 ? block_count<Acc>(D) : D / kBlockColumns<Acc>;
+  }
+
   const char* data;
   int64_t N, D, row_stride, column_stride, element_size;
   FeatureType type;
@@ -136,9 +144,22 @@ struct Features {
   }
 };
 
-// Who reads a chunk of rows: any kernels, the one of moments, or one after which no look at the
-// block follows.
-enum class Look { kAny, kMoments, kLast };
+// Calls body(chunk of the plan, its rows in `source`, how many rows come before).
+template <typename Acc, typename Body>
+void for_each_chunk(const RowPlan<Acc>& plan, Source source, const Body& body) {
+  int64_t first = 0;
+  for (const auto& chunk : plan.chunks) {
+    const Acc* weight = plan.weight.data() + first;
+    body(chunk, RowChunk<Acc>{source, weight, source.order, chunk.rows, nullptr}, first);
+    source.order += chunk.rows;
+    source.rows -= chunk.rows;
+    first += chunk.rows;
+  }
+}
+
+// Whether a look at the rows takes them where they are, or packs them because it needs several
+// kernels, or because another look follows.
+enum class Look { kInPlace, kPacked };
 
 // The rows of a batch that count, a block of columns at a time.
 template <typename Acc>
@@ -157,20 +178,19 @@ class BlockRows {
   void start(int64_t block, uint64_t* signs) {
     source_ = features_.from_column(block * kBlockColumns<Acc>, plan_.order);
     span_ = block_span<Acc>(block, features_.D);
+    whole_ = block < features_.whole_blocks<Acc>();
     signs_ = signs;
     packed_ = false;
   }
 
   Span span() const { return span_; }
 
-  // One look at the block: body(chunk, its rows). Rows of whole vectors are read where they are if
-  // one kernel reads them, the others are packed. Another look finds them packed, unless the batch
-  // is too tall for the cache: to read a copy would take as long as to read them again.
+  // One look at the block: body(chunk, its rows). Rows that are no whole vectors are always packed.
+  // The next look finds packed rows again, unless the batch is too tall for the cache: to read a
+  // copy would take as long as to pack them again.
   template <typename Body>
   void for_each_chunk(Look look, const Body& body) {
-    const bool whole = features_.column_stride == 1 && span_.columns == span_.width;
-    const bool packs = !packed_ && !(whole && look != Look::kAny);
-    const bool copies = !packed_ && !packs && look == Look::kMoments && fits_;
+    const bool packs = !packed_ && (look == Look::kPacked || !whole_);
     for_each([&](const Chunk& chunk, RowChunk<Acc> rows, int64_t first) {
       Acc* packed = memory_.get() + (fits_ ? first * span_.width : 0);
       if (packs) {
@@ -178,10 +198,9 @@ class BlockRows {
             rows.from, features_.column_stride, rows.rows, span_, packed);
       }
       if (packs || packed_) rows.from = packed_at(packed);
-      if (copies) rows.copy = packed;
       body(chunk, rows);
     });
-    packed_ = packed_ || copies || (packs && fits_);
+    packed_ = packed_ || (packs && fits_);
   }
 
   // Without a look at the features: the signs tell enough.
@@ -197,16 +216,10 @@ class BlockRows {
  private:
   template <typename Body>
   void for_each(const Body& body) const {
-    int64_t first = 0;
-    for (const Chunk& chunk : plan_.chunks) {
-      Source from = source_;
-      from.order += first;
-      from.rows -= first;
-      const Acc* weight = plan_.weight.data() + first;
-      uint64_t* signs = signs_ ? signs_ + first : nullptr;
-      body(chunk, RowChunk<Acc>{from, weight, from.order, chunk.rows, signs, nullptr}, first);
-      first += chunk.rows;
-    }
+    cpu::for_each_chunk(plan_, source_, [&](const Chunk& chunk, RowChunk<Acc> rows, int64_t first) {
+      rows.signs = signs_ ? signs_ + first : nullptr;
+      body(chunk, rows, first);
+    });
   }
 
   const Features& features_;
@@ -217,6 +230,7 @@ class BlockRows {
   Source source_{};
   Span span_{};
   uint64_t* signs_ = nullptr;
+  bool whole_ = false;
   bool packed_ = false;
 };
 

@@ -42,30 +42,46 @@ void pack(const Source& from, int64_t column_stride, int64_t row_count, Span spa
 
 // ---------------------------------------------------------------- forward
 
+// R rows at once, so that sums, which live in the first-level cache, are loaded and stored less
+// often.
+template <int R, Activation A, typename T, typename Acc>
+inline void add_moments(
+    const RowChunk<Acc>& chunk, int64_t first, int64_t width, Acc* sum, Acc* magnitude) {
+  const T* rows[R];
+  Acc weights[R];
+  for (int r = 0; r < R; ++r) {
+    const int64_t from = chunk.from.order[first + r];
+    rows[r] = static_cast<const T*>(chunk.from.data) + from * chunk.from.row_stride;
+    weights[r] = chunk.weight[first + r];
+  }
+  for (int64_t column = 0; column < width; column += kLanes<Acc>) {
+    Vector<Acc> s = load(sum + column), m = load(magnitude + column);
+    for (int r = 0; r < R; ++r) {
+      const Vector<Acc> x = widen(rows[r] + column);
+      s += weights[r] * x;
+      m += weights[r] * size_of<A>(x);
+    }
+    store(sum + column, s);
+    store(magnitude + column, m);
+  }
+}
+
 template <typename Acc, Activation A, typename T>
-void moments(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude) {
-  for_each_group<Acc>(span, [=](auto group) {
-    constexpr int K = group.kVectors;
-    const RowReader<Acc, T, K> rows(group, chunk.from);
-    const Acc* weight = chunk.weight;
-    Acc* copy = chunk.copy;
-    Vector<Acc> sums[K] = {}, magnitudes[K] = {};
-    for (int64_t row = 0, end = chunk.rows; row < end; ++row) {
-      rows.prefetch(row);
-      const T* data = rows.row(row);
-      const Acc n = weight[row];
-      for (int k = 0; k < K; ++k) {
-        const Vector<Acc> x = rows.load(data, k);
-        sums[k] += n * x;
-        magnitudes[k] += n * size_of<A>(x);
-        if (copy) group.store(copy + row * span.width, k, x);
-      }
-    }
-    for (int k = 0; k < K; ++k) {
-      group.store(sum, k, group.load(sum, k) + sums[k]);
-      group.store(magnitude, k, group.load(magnitude, k) + magnitudes[k]);
-    }
-  });
+void moments(const RowChunk<Acc>& chunk, int64_t width, Acc* sum, Acc* magnitude) {
+  constexpr int64_t kColumns = kStripeBlocks * kBlockColumns<Acc>;
+  alignas(kAlignment) Acc sums[kColumns], magnitudes[kColumns];
+  std::memset(sums, 0, width * sizeof(Acc));
+  std::memset(magnitudes, 0, width * sizeof(Acc));
+  constexpr int kRows = 4;
+  int64_t row = 0;
+  for (; row + kRows <= chunk.rows; row += kRows) {
+    add_moments<kRows, A, T>(chunk, row, width, sums, magnitudes);
+  }
+  for (; row < chunk.rows; ++row) add_moments<1, A, T>(chunk, row, width, sums, magnitudes);
+  for (int64_t column = 0; column < width; column += kLanes<Acc>) {
+    store(sum + column, load(sum + column) + load(sums + column));
+    store(magnitude + column, load(magnitude + column) + load(magnitudes + column));
+  }
 }
 
 // Hard labels: every row is one entry.

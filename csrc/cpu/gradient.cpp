@@ -145,7 +145,9 @@ void gradient_blocks(
       }
       const Table<const Acc> table = histogram.table().as_const();
       centered ? mean.read(given_mean + column, span) : mean.fill(0);
-      if (!place.table && looks_back) histogram.fill(mean);
+      if (!place.table && looks_back) {
+        histogram.fill(mean, nullptr, by_signs ? Look::kInPlace : Look::kPacked);
+      }
       gradient.start(column, span, histogram.table());
       if (by_signs) {
         histogram.rows().for_each_signed_chunk([&](const Chunk& chunk, const RowChunk<Acc>& rows) {
@@ -170,7 +172,7 @@ void gradient_blocks(
         return;
       }
       histogram.rows().for_each_chunk(
-          Look::kAny, [&](const Chunk& chunk, const RowChunk<Acc>& packed) {
+          Look::kPacked, [&](const Chunk& chunk, const RowChunk<Acc>& packed) {
             const Runs<Acc> runs = chunk.view();
             if (plan.one_entry_per_row) {
               kernel.write[activation][x.type](

@@ -3,9 +3,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <vector>
+
 #include "cpu/block_histogram.h"
 #include "cpu/blocks.h"
 #include "cpu/checks.h"
+#include "cpu/moments.h"
 #include "cpu/ops.h"
 
 namespace discfused::cpu {
@@ -27,13 +30,18 @@ auto histogram_as(
   // Zeros for slots without rows.
   at::Tensor table = at::zeros({S, x.D}, options);
   Acc* out = table.mutable_data_ptr<Acc>();
+  if (centered) {
+    std::vector<Acc> magnitude(x.D);  // not asked for
+    column_moments(x, plan, activation, whole, means, magnitude.data());
+  }
   parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> mass, magnitude;  // not asked for
+    ColumnValues<Acc> mean_of_block;
     for_each_block([&](int64_t block) {
       histogram.start(block);
       const int64_t column = block * kBlockColumns<Acc>;
-      histogram.fill(whole, means ? means + column : nullptr, mass, magnitude);
+      means ? mean_of_block.read(means + column, histogram.span()) : mean_of_block.fill(0);
+      histogram.fill(mean_of_block, nullptr, Look::kInPlace);
       const Table<Acc> from = histogram.table();
       for (size_t k = 0; k < plan.slots.size(); ++k) {
         const Acc* row = from.data + k * from.stride;

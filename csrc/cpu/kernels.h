@@ -23,6 +23,9 @@ constexpr int64_t kAlignment = 64;  // bytes
 template <typename Acc>
 constexpr int64_t kBlockColumns = 256 / sizeof(Acc);
 
+// The blocks of a stripe at most: 4096 bytes of each row, as long as a page of memory.
+constexpr int64_t kStripeBlocks = 16;
+
 template <typename Acc>
 int64_t block_count(int64_t columns) {
   return (columns + kBlockColumns<Acc> - 1) / kBlockColumns<Acc>;
@@ -91,7 +94,6 @@ struct RowChunk {
   const int64_t* order;
   int64_t rows;
   uint64_t* signs;  // one for every row, a bit for every column: whether phi' is not 0; or null
-  Acc* copy;        // where to leave the rows packed, or null
 };
 
 // Sums over the rows s of the table H, per column, with the coefficients A_s of the slots and the
@@ -120,9 +122,9 @@ struct Kernels {
   using Pack =
       void (*)(const Source& from, int64_t column_stride, int64_t rows, Span span, Acc* packed);
 
-  // The next three read every row once, in order, from where it is.
-  // sum += weight^T rows, magnitude += weight^T size_of(rows), and packs the rows if it is asked to
-  using Moments = void (*)(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude);
+  // sum += weight^T rows, magnitude += weight^T size_of(rows), in as many columns as a stripe has
+  // at most; `width` is a multiple of kAlignment bytes
+  using Moments = void (*)(const RowChunk<Acc>& chunk, int64_t width, Acc* sum, Acc* magnitude);
 
   // Hard labels, with z = row - mean: table[run.slot] (+)= sum over its rows of weight * phi(z),
   // and mass += all that was added, unless it is null

@@ -6,6 +6,7 @@
 #include "cpu/blocks.h"
 #include "cpu/checks.h"
 #include "cpu/memory.h"
+#include "cpu/moments.h"
 #include "cpu/ops.h"
 #include "disc_math.h"
 
@@ -37,14 +38,19 @@ FeatureStatistics summarize_features(
     const Coefs<Acc>& coefs, Acc* class_sum, const SavedBlocks<Acc>& saved) {
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
   std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
+  std::vector<Acc> magnitudes(x.D);
+  column_moments(x, plan, activation, total, coefs.mean, magnitudes.data());
   parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> mass, magnitude, inverse, squares;
+    ColumnValues<Acc> mean, mass, magnitude, inverse, squares;
     for_each_block([&](int64_t block) {
       histogram.start(block, saved.at(block));
       const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
-      histogram.fill(total, coefs.mean ? coefs.mean + column : nullptr, mass, magnitude);
+      coefs.mean ? mean.read(coefs.mean + column, span) : mean.fill(0);
+      magnitude.read(magnitudes.data() + column, span);
+      mass.fill(0);
+      histogram.fill(mean, mass, Look::kInPlace);
       kernels<Acc>().summarize(
           histogram.table().as_const(), slots, mass, magnitude, eps, span, inverse, squares,
           class_sum + block * slots);
