@@ -19,7 +19,7 @@
 namespace discfused::cpu {
 
 // What a block of a batch may take and still be found in the second-level cache by a second look.
-constexpr int64_t kResidentBytes = 1 << 20;
+constexpr int64_t kResidentBytes = 1 << 19;
 
 // Fewer elements than this are not worth another thread.
 constexpr int64_t kGrain = 1 << 14;
@@ -144,22 +144,27 @@ struct Features {
   }
 };
 
+template <typename Acc>
+bool fits_cache(const RowPlan<Acc>& plan) {
+  return plan.rows * kBlockColumns<Acc> * int64_t{sizeof(Acc)} <= kResidentBytes;
+}
+
 // Calls body(chunk of the plan, its rows in `source`, how many rows come before).
 template <typename Acc, typename Body>
 void for_each_chunk(const RowPlan<Acc>& plan, Source source, const Body& body) {
   int64_t first = 0;
   for (const auto& chunk : plan.chunks) {
     const Acc* weight = plan.weight.data() + first;
-    body(chunk, RowChunk<Acc>{source, weight, source.order, chunk.rows, nullptr}, first);
+    body(chunk, RowChunk<Acc>{source, weight, source.order, chunk.rows, nullptr, nullptr}, first);
     source.order += chunk.rows;
     source.rows -= chunk.rows;
     first += chunk.rows;
   }
 }
 
-// Whether a look at the rows takes them where they are, or packs them because it needs several
-// kernels, or because another look follows.
-enum class Look { kInPlace, kPacked };
+// Whether a look at the rows takes them where they are; packs them, because it needs several
+// kernels or another look follows; or has the kernel of moments pack them on the way.
+enum class Look { kInPlace, kPacked, kMoments };
 
 // The rows of a batch that count, a block of columns at a time.
 template <typename Acc>
@@ -170,7 +175,7 @@ class BlockRows {
   BlockRows(const Features& features, const RowPlan<Acc>& plan)
       : features_(features),
         plan_(plan),
-        fits_(plan.rows * kBlockColumns<Acc> * int64_t{sizeof(Acc)} <= kResidentBytes),
+        fits_(fits_cache(plan)),
         memory_((fits_ ? plan.rows : kChunkRows) * kBlockColumns<Acc>) {
     std::iota(std::begin(as_packed_), std::end(as_packed_), 0);
   }
@@ -187,10 +192,11 @@ class BlockRows {
 
   // One look at the block: body(chunk, its rows). Rows that are no whole vectors are always packed.
   // The next look finds packed rows again, unless the batch is too tall for the cache: to read a
-  // copy would take as long as to pack them again.
+  // copy would take as long as to read them again.
   template <typename Body>
   void for_each_chunk(Look look, const Body& body) {
     const bool packs = !packed_ && (look == Look::kPacked || !whole_);
+    const bool copies = !packed_ && !packs && look == Look::kMoments && fits_;
     for_each([&](const Chunk& chunk, RowChunk<Acc> rows, int64_t first) {
       Acc* packed = memory_.get() + (fits_ ? first * span_.width : 0);
       if (packs) {
@@ -198,9 +204,10 @@ class BlockRows {
             rows.from, features_.column_stride, rows.rows, span_, packed);
       }
       if (packs || packed_) rows.from = packed_at(packed);
+      if (copies) rows.copy = packed;
       body(chunk, rows);
     });
-    packed_ = packed_ || (packs && fits_);
+    packed_ = packed_ || copies || (packs && fits_);
   }
 
   // Without a look at the features: the signs tell enough.

@@ -42,11 +42,37 @@ void pack(const Source& from, int64_t column_stride, int64_t row_count, Span spa
 
 // ---------------------------------------------------------------- forward
 
+template <typename Acc, Activation A, typename T>
+void moments(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude) {
+  for_each_group<Acc>(span, [=](auto group) {
+    constexpr int K = group.kVectors;
+    const RowReader<Acc, T, K> rows(group, chunk.from);
+    const Acc* weight = chunk.weight;
+    Acc* copy = chunk.copy;
+    Vector<Acc> sums[K] = {}, magnitudes[K] = {};
+    for (int64_t row = 0, end = chunk.rows; row < end; ++row) {
+      rows.prefetch(row);
+      const T* data = rows.row(row);
+      const Acc n = weight[row];
+      for (int k = 0; k < K; ++k) {
+        const Vector<Acc> x = rows.load(data, k);
+        sums[k] += n * x;
+        magnitudes[k] += n * size_of<A>(x);
+        if (copy) group.store(copy + row * span.width, k, x);
+      }
+    }
+    for (int k = 0; k < K; ++k) {
+      group.store(sum, k, group.load(sum, k) + sums[k]);
+      group.store(magnitude, k, group.load(magnitude, k) + magnitudes[k]);
+    }
+  });
+}
+
 // R rows at once, so that sums, which live in the first-level cache, are loaded and stored less
-// often.
+// often. Each column is added up in the same order as by moments().
 template <int R, Activation A, typename T, typename Acc>
-inline void add_moments(
-    const RowChunk<Acc>& chunk, int64_t first, int64_t width, Acc* sum, Acc* magnitude) {
+inline void add_stripe_moments(
+    const RowChunk<Acc>& chunk, int64_t first, int64_t columns, Acc* sum, Acc* magnitude) {
   const T* rows[R];
   Acc weights[R];
   for (int r = 0; r < R; ++r) {
@@ -54,7 +80,7 @@ inline void add_moments(
     rows[r] = static_cast<const T*>(chunk.from.data) + from * chunk.from.row_stride;
     weights[r] = chunk.weight[first + r];
   }
-  for (int64_t column = 0; column < width; column += kLanes<Acc>) {
+  for (int64_t column = 0; column < columns; column += kLanes<Acc>) {
     Vector<Acc> s = load(sum + column), m = load(magnitude + column);
     for (int r = 0; r < R; ++r) {
       const Vector<Acc> x = widen(rows[r] + column);
@@ -67,18 +93,19 @@ inline void add_moments(
 }
 
 template <typename Acc, Activation A, typename T>
-void moments(const RowChunk<Acc>& chunk, int64_t width, Acc* sum, Acc* magnitude) {
-  constexpr int64_t kColumns = kStripeBlocks * kBlockColumns<Acc>;
-  alignas(kAlignment) Acc sums[kColumns], magnitudes[kColumns];
-  std::memset(sums, 0, width * sizeof(Acc));
-  std::memset(magnitudes, 0, width * sizeof(Acc));
+void stripe_moments(const RowChunk<Acc>& chunk, int64_t columns, Acc* sum, Acc* magnitude) {
+  constexpr int64_t kMost = kStripeBlocks * kBlockColumns<Acc>;
+  alignas(kAlignment) Acc sums[kMost], magnitudes[kMost];
+  std::memset(sums, 0, columns * sizeof(Acc));
+  std::memset(magnitudes, 0, columns * sizeof(Acc));
   constexpr int kRows = 4;
   int64_t row = 0;
   for (; row + kRows <= chunk.rows; row += kRows) {
-    add_moments<kRows, A, T>(chunk, row, width, sums, magnitudes);
+    add_stripe_moments<kRows, A, T>(chunk, row, columns, sums, magnitudes);
   }
-  for (; row < chunk.rows; ++row) add_moments<1, A, T>(chunk, row, width, sums, magnitudes);
-  for (int64_t column = 0; column < width; column += kLanes<Acc>) {
+  for (; row < chunk.rows; ++row)
+    add_stripe_moments<1, A, T>(chunk, row, columns, sums, magnitudes);
+  for (int64_t column = 0; column < columns; column += kLanes<Acc>) {
     store(sum + column, load(sum + column) + load(sums + column));
     store(magnitude + column, load(magnitude + column) + load(magnitudes + column));
   }

@@ -30,17 +30,14 @@ auto histogram_as(
   // Zeros for slots without rows.
   at::Tensor table = at::zeros({S, x.D}, options);
   Acc* out = table.mutable_data_ptr<Acc>();
-  if (centered) {
-    std::vector<Acc> magnitude(x.D);  // not asked for
-    column_moments(x, plan, activation, whole, means, magnitude.data());
-  }
+  const Moments<Acc> moments(x, plan, activation, whole, means);
   parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> mean_of_block;
+    ColumnValues<Acc> mean_of_block, magnitude;  // the latter is not asked for
     for_each_block([&](int64_t block) {
       histogram.start(block);
       const int64_t column = block * kBlockColumns<Acc>;
-      means ? mean_of_block.read(means + column, histogram.span()) : mean_of_block.fill(0);
+      moments.of_block(block, histogram.rows(), mean_of_block, magnitude);
       histogram.fill(mean_of_block, nullptr, Look::kInPlace);
       const Table<Acc> from = histogram.table();
       for (size_t k = 0; k < plan.slots.size(); ++k) {

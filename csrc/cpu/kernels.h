@@ -23,7 +23,7 @@ constexpr int64_t kAlignment = 64;  // bytes
 template <typename Acc>
 constexpr int64_t kBlockColumns = 256 / sizeof(Acc);
 
-// The blocks of a stripe at most: 4096 bytes of each row, as long as a page of memory.
+// A stripe has neighbouring blocks, so many at most: 4096 bytes of each row, a page of memory.
 constexpr int64_t kStripeBlocks = 16;
 
 template <typename Acc>
@@ -94,6 +94,7 @@ struct RowChunk {
   const int64_t* order;
   int64_t rows;
   uint64_t* signs;  // one for every row, a bit for every column: whether phi' is not 0; or null
+  Acc* copy;        // where to leave the rows packed, or null
 };
 
 // Sums over the rows s of the table H, per column, with the coefficients A_s of the slots and the
@@ -122,9 +123,11 @@ struct Kernels {
   using Pack =
       void (*)(const Source& from, int64_t column_stride, int64_t rows, Span span, Acc* packed);
 
-  // sum += weight^T rows, magnitude += weight^T size_of(rows), in as many columns as a stripe has
-  // at most; `width` is a multiple of kAlignment bytes
-  using Moments = void (*)(const RowChunk<Acc>& chunk, int64_t width, Acc* sum, Acc* magnitude);
+  // sum += weight^T rows, magnitude += weight^T size_of(rows), and packs the rows if it is asked to
+  using Moments = void (*)(const RowChunk<Acc>& chunk, Span span, Acc* sum, Acc* magnitude);
+  // The same sums for a stripe, whose columns form whole vectors
+  using StripeMoments =
+      void (*)(const RowChunk<Acc>& chunk, int64_t columns, Acc* sum, Acc* magnitude);
 
   // Hard labels, with z = row - mean: table[run.slot] (+)= sum over its rows of weight * phi(z),
   // and mass += all that was added, unless it is null
@@ -175,6 +178,7 @@ struct Kernels {
 
   Pack pack[kFeatureTypes];
   Moments moments[kActivations][kFeatureTypes];
+  StripeMoments stripe_moments[kActivations][kFeatureTypes];
   Gather gather[kActivations][kFeatureTypes];
   GatherSlopes gather_slopes[kActivations];
   Write write[kActivations][kFeatureTypes];

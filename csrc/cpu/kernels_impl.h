@@ -59,6 +59,7 @@ constexpr void set_type(Kernels<Acc>& kernels) {
   constexpr int code = static_cast<int>(A);
   kernels.pack[type] = pack<Acc, T>;
   kernels.moments[code][type] = moments<Acc, A, T>;
+  kernels.stripe_moments[code][type] = stripe_moments<Acc, A, T>;
   kernels.gather[code][type] = gather<Acc, A, T>;
   kernels.gather_signs[type] = gather_signs<Acc, T>;
   kernels.write[code][type] = write<Acc, A, T>;

@@ -6,63 +6,64 @@
 
 namespace discfused::cpu {
 
-namespace {
-
-// Sums of a stripe: neighbouring blocks, so that long pieces of each row are read in order, which
-// memory likes best.
 template <typename Acc>
-struct alignas(kAlignment) StripeSums {
-  Acc sum[kStripeBlocks * kBlockColumns<Acc>] = {};
-  Acc magnitude[kStripeBlocks * kBlockColumns<Acc>] = {};
-
-  void write(int64_t columns, Acc total, Acc* mean, Acc* magnitudes) const {
-    for (int64_t j = 0; mean && j < columns; ++j) mean[j] = sum[j] / total;
-    std::copy(magnitude, magnitude + columns, magnitudes);
-  }
-};
-
-}  // namespace
+Moments<Acc>::Moments(
+    const Features& x, const RowPlan<Acc>& plan, int activation, Acc total, Acc* mean)
+    : activation_(activation),
+      total_(total),
+      mean_(mean),
+      blocks_read_(fits_cache(plan) ? 0 : x.whole_blocks<Acc>()),
+      magnitude_(std::min(blocks_read_ * kBlockColumns<Acc>, x.D)) {
+  read_stripes(x, plan);
+}
 
 template <typename Acc>
-void column_moments(
-    const Features& x, const RowPlan<Acc>& plan, int activation, Acc total, Acc* mean,
-    Acc* magnitude) {
-  const auto add = kernels<Acc>().moments[activation];
-  const int64_t blocks = block_count<Acc>(x.D);
-  const int64_t whole = x.whole_blocks<Acc>();
+void Moments<Acc>::read_stripes(const Features& x, const RowPlan<Acc>& plan) {
+  const int64_t columns = static_cast<int64_t>(magnitude_.size());
   const int64_t threads = at::get_num_threads();
-  const int64_t width = std::clamp<int64_t>((whole + threads - 1) / threads, 1, kStripeBlocks);
-  const int64_t stripes = (whole + width - 1) / width;
-  const int64_t cost = std::max<int64_t>(1, plan.rows * width * kBlockColumns<Acc>);
-  const int64_t grain = std::max<int64_t>(1, kGrain / cost);
-  at::parallel_for(0, stripes + blocks - whole, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      StripeSums<Acc> sums;
-      const int64_t block = task < stripes ? task * width : whole + task - stripes;
-      const int64_t last = task < stripes ? std::min(block + width, whole) : block + 1;
-      const int64_t column = block * kBlockColumns<Acc>;
-      const int64_t columns = std::min(last * kBlockColumns<Acc>, x.D) - column;
-      const auto add_chunk = [&](int64_t padded, const RowChunk<Acc>& rows) {
-        add[rows.from.type](rows, padded, sums.sum, sums.magnitude);
-      };
-      if (task < stripes) {
-        for_each_chunk(
-            plan, x.from_column(column, plan.order),
-            [&](const auto&, const RowChunk<Acc>& rows, int64_t) { add_chunk(columns, rows); });
-      } else {
-        BlockRows<Acc> rows_of_block(x, plan);
-        rows_of_block.start(block, nullptr);
-        rows_of_block.for_each_chunk(Look::kPacked, [&](const auto&, const RowChunk<Acc>& rows) {
-          add_chunk(rows_of_block.span().width, rows);
-        });
-      }
-      sums.write(columns, total, mean ? mean + column : nullptr, magnitude + column);
+  const int64_t blocks =
+      std::clamp<int64_t>((blocks_read_ + threads - 1) / threads, 1, kStripeBlocks);
+  const int64_t width = blocks * kBlockColumns<Acc>;
+  const int64_t stripes = (columns + width - 1) / width;
+  at::parallel_for(0, stripes, 1, [&](int64_t begin, int64_t end) {
+    Acc sum[kStripeBlocks * kBlockColumns<Acc>];
+    for (int64_t first = begin * width; first < std::min(end * width, columns); first += width) {
+      const int64_t here = std::min(width, columns - first);
+      std::fill(sum, sum + here, Acc(0));
+      const Source source = x.from_column(first, plan.order);
+      for_each_chunk(plan, source, [&](const auto&, const RowChunk<Acc>& rows, int64_t) {
+        kernels<Acc>().stripe_moments[activation_][x.type](
+            rows, here, sum, magnitude_.data() + first);
+      });
+      for (int64_t j = 0; mean_ && j < here; ++j) mean_[first + j] = sum[j] / total_;
     }
   });
 }
 
-template void column_moments(const Features&, const RowPlan<float>&, int, float, float*, float*);
-template void column_moments(
-    const Features&, const RowPlan<double>&, int, double, double*, double*);
+template <typename Acc>
+void Moments<Acc>::of_block(
+    int64_t block, BlockRows<Acc>& rows, ColumnValues<Acc>& mean,
+    ColumnValues<Acc>& magnitude) const {
+  const Span span = rows.span();
+  const int64_t column = block * kBlockColumns<Acc>;
+  mean.fill(0);
+  if (block < blocks_read_) {
+    if (mean_) mean.read(mean_ + column, span);
+    magnitude.read(magnitude_.data() + column, span);
+    return;
+  }
+  ColumnValues<Acc> sum;
+  sum.fill(0);
+  magnitude.fill(0);
+  rows.for_each_chunk(Look::kMoments, [&](const auto&, const RowChunk<Acc>& chunk) {
+    kernels<Acc>().moments[activation_][chunk.from.type](chunk, span, sum, magnitude);
+  });
+  if (!mean_) return;
+  for (int64_t j = 0; j < span.width; ++j) mean[j] = sum[j] / total_;
+  mean.write(mean_ + column, span);
+}
+
+template class Moments<float>;
+template class Moments<double>;
 
 }  // namespace discfused::cpu

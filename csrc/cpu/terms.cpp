@@ -38,8 +38,7 @@ FeatureStatistics summarize_features(
     const Coefs<Acc>& coefs, Acc* class_sum, const SavedBlocks<Acc>& saved) {
   const int64_t slots = static_cast<int64_t>(plan.slots.size());
   std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
-  std::vector<Acc> magnitudes(x.D);
-  column_moments(x, plan, activation, total, coefs.mean, magnitudes.data());
+  const Moments<Acc> moments(x, plan, activation, total, coefs.mean);
   parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
     ColumnValues<Acc> mean, mass, magnitude, inverse, squares;
@@ -47,8 +46,7 @@ FeatureStatistics summarize_features(
       histogram.start(block, saved.at(block));
       const Span span = histogram.span();
       const int64_t column = block * kBlockColumns<Acc>;
-      coefs.mean ? mean.read(coefs.mean + column, span) : mean.fill(0);
-      magnitude.read(magnitudes.data() + column, span);
+      moments.of_block(block, histogram.rows(), mean, magnitude);
       mass.fill(0);
       histogram.fill(mean, mass, Look::kInPlace);
       kernels<Acc>().summarize(
