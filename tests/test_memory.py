@@ -104,6 +104,17 @@ def test_a_large_gradient_takes_the_memory_of_an_earlier_one():
     assert kept_bytes() == 4 * size
 
 
+def test_calls_that_repeat_themselves_get_their_memory_back():
+    """The table that forward saves, nearly as large as the gradient, leaves it the gradient's."""
+    if reason := backends.get("cpu").unavailable():
+        pytest.skip(reason)
+    x, y = features(1024, 2048, torch.bfloat16), torch.arange(1024) % 410
+    waiting = [loss_and_gradient(x.float(), y % 4, 4, "cpu")[1] for _ in range(4)]
+    waiting.clear()  # nothing waits but what is too large
+    places = [loss_and_gradient(x, y, 500, "cpu")[1].data_ptr() for _ in range(5)]
+    assert len(set(places[2:])) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_the_process_grows_by_no_more_than_that(fused_backend, tmp_path):
     """Scratch memory is not PyTorch's: look at what the whole process held at most."""
