@@ -49,6 +49,11 @@ def kernels(tmp_path_factory):
         pytest.skip(str(why))
     from torch.utils import cpp_extension
 
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the first one compiles, the others wait and load it
+        folder = folder.parent
+    folder = folder / "cuda_on_host"
+    folder.mkdir(exist_ok=True)
     os.environ.setdefault("MAX_JOBS", str(build_plan.jobs()))
     sources = [ROOT / f"csrc/cuda/{name}.cpp" for name in ("members", "ops", "stages")]
     module = cpp_extension.load(
@@ -56,7 +61,7 @@ def kernels(tmp_path_factory):
         [str(source) for source in (*sources, ROOT / "tests/cuda_on_host.cpp")],
         extra_include_paths=[str(ROOT / "csrc")],
         extra_cflags=["-O1", "-g0"],
-        build_directory=str(tmp_path_factory.mktemp("cuda_on_host")),
+        build_directory=str(folder),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnHost, "_kernels", module)
