@@ -3,7 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include <vector>
+#include <optional>
 
 #include "cpu/block_histogram.h"
 #include "cpu/blocks.h"
@@ -30,14 +30,16 @@ auto histogram_as(
   // Zeros for slots without rows.
   at::Tensor table = at::zeros({S, x.D}, options);
   Acc* out = table.mutable_data_ptr<Acc>();
-  const Moments<Acc> moments(x, plan, activation, whole, means);
+  std::optional<Moments<Acc>> moments;  // nothing is asked of them but the mean
+  if (centered) moments.emplace(x, plan, activation, whole, means);
   parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
     BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> mean_of_block, magnitude;  // the latter is not asked for
+    ColumnValues<Acc> mean_of_block, magnitude;
+    mean_of_block.fill(0);
     for_each_block([&](int64_t block) {
       histogram.start(block);
       const int64_t column = block * kBlockColumns<Acc>;
-      moments.of_block(block, histogram.rows(), mean_of_block, magnitude);
+      if (moments) moments->of_block(block, histogram.rows(), mean_of_block, magnitude);
       histogram.fill(mean_of_block, nullptr, Look::kInPlace);
       const Table<Acc> from = histogram.table();
       for (size_t k = 0; k < plan.slots.size(); ++k) {
