@@ -1,4 +1,4 @@
-"""How discfused._C is compiled. What is compiled, and why not the rest: csrc/build_plan.py.
+"""How discfused._C is compiled. What is compiled, and why not the rest: build_tools/build_plan.py.
 
 Everything that can be said without compiling is in pyproject.toml.
 """
@@ -15,11 +15,12 @@ import setuptools
 from setuptools import Command, setup
 from setuptools.command.build import build
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "build_tools"))
 import build_backend
 import build_plan
 
 LIBRARY = "discfused._C"
+SOURCES = {"cpu": ["*.cpp", "cpu/*.cpp"], "cuda": ["cuda/*.cpp", "cuda/*.cu"]}  # in csrc
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # only possible with --no-build-isolation
     raise SystemExit(
@@ -31,18 +32,18 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # only possible with --no-bu
 def make_extension(plan: build_plan.Plan):
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    cuda = "cuda" in plan.parts
-    sources = [Path("csrc/bindings.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
     compile_openmp, link_openmp = openmp(plan)
     # -g0: Python's own flags ask for debugging symbols, which double the time and the size.
     flags = {"cxx": ["-O3", "-g0", "-fvisibility=hidden", *compile_openmp]}
-    if cuda:
-        sources += sorted(Path("csrc/cuda").glob("*.c*"))  # .cu and .cpp
+    make = CppExtension
+    if "cuda" in plan.parts:
+        make = CUDAExtension
         flags["cxx"].append("-DDISCFUSED_CUDA")
         flags["nvcc"] = ["-O3", *plan.nvcc.architecture_flags()]
-    return (CUDAExtension if cuda else CppExtension)(
+    patterns = [pattern for part in plan.parts for pattern in SOURCES[part]]
+    return make(
         LIBRARY,
-        [str(source) for source in sources],
+        [str(path) for pattern in patterns for path in sorted(Path("csrc").glob(pattern))],
         depends=[str(header) for header in sorted(Path("csrc").rglob("*.h"))],
         include_dirs=[str(build_plan.CSRC)],
         extra_compile_args=flags,
@@ -125,9 +126,8 @@ class BuildRecord(Command):
             record["sha256"] = hashlib.sha256(library.read_bytes()).hexdigest()
             print(f"discfused: compiled {' and '.join(plan.parts)} with {plan.compiler}, "
                   f"to run with torch {plan.torch.__version__}")  # fmt: skip
-        for why in dict.fromkeys(plan.left_out.values()):
-            parts = [part for part in plan.left_out if plan.left_out[part] is why]
-            print(f"discfused: left out {' and '.join(parts)}, because {why}")
+        for part, why in plan.left_out.items():
+            print(f"discfused: left out {part}, because {why}")
         path = self.in_source if self.editable_mode else self.in_build
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

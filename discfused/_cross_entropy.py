@@ -4,22 +4,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from discfused.backends.contract import Labels, accumulation_dtype, is_soft
+from discfused._definitions import accumulation_dtype
 
 
 def in_range(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels out of range as ignored ones: on a GPU, cross_entropy would leave the process without
-    a usable device. The backend of the terms tells of them."""
+    """Labels with those out of range ignored: on a GPU, cross_entropy would leave the process
+    without a usable device. The backend of the terms reports them."""
     return torch.where(target == target.clamp(0, num_classes - 1), target, ignore_index)
 
 
-def count(labels: Labels, dtype: torch.dtype) -> Tensor:
+def count(
+    target: Tensor, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> Tensor:
     """The number of rows that are not ignored, each counted sample_weight times."""
-    target, sample_weight = labels.target, labels.sample_weight
-    if is_soft(labels):
+    if target.is_floating_point():
         counts = target.new_ones(target.shape[:1], dtype=torch.bool)
     else:
-        counts = target != labels.ignore_index
+        counts = target != ignore_index
     return (counts if sample_weight is None else counts * sample_weight.to(dtype)).sum(dtype=dtype)
 
 
@@ -33,17 +34,21 @@ def cross_entropy(
     sample_weight: Tensor | None,
 ) -> Tensor:
     dtype = accumulation_dtype(logits.dtype)
-    logits = logits.to(dtype)
-    weight = None if weight is None else weight.to(dtype)
-    target = target.to(dtype) if target.is_floating_point() else target
-    options = {
-        "weight": weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
+    if logits.dtype != dtype:  # .to(), even to the same dtype, costs as much as a small kernel
+        logits = logits.to(dtype)
+    if weight is not None:
+        weight = weight.to(dtype)
+    if target.is_floating_point():
+        target = target.to(dtype)
     if sample_weight is None:
-        return F.cross_entropy(logits, target, reduction=reduction, **options)
-    ce = F.cross_entropy(logits, target, reduction="none", **options)
+        return F.cross_entropy(
+            logits, target, weight, ignore_index=ignore_index, reduction=reduction,
+            label_smoothing=label_smoothing,
+        )  # fmt: skip
+    ce = F.cross_entropy(
+        logits, target, weight, ignore_index=ignore_index, reduction="none",
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
     # A row of weight 0 does not count, even if its loss is infinite.
     sample_weight = sample_weight.to(dtype)
     ce = torch.where(sample_weight == 0, 0, ce * sample_weight)
@@ -57,7 +62,7 @@ def cross_entropy(
 def _weighted_count(
     target: Tensor, weight: Tensor | None, ignore_index: int, sample_weight: Tensor
 ) -> Tensor:
-    """What PyTorch's "mean" divides by, with every row counted sample_weight times."""
+    """The divisor of PyTorch's "mean", with every row counted sample_weight times."""
     if target.is_floating_point():
         return sample_weight.sum()
     counts = target != ignore_index

@@ -1,50 +1,60 @@
-"""The door: every public argument is checked and normalised here.
+"""Every check of an argument, before any kernel runs: a sentence that names the argument, its
+value, what was expected and what to do.
 
-Shapes, dtypes, devices and names are always checked. Values (weights that are not NaN) are checked
-for CPU tensors in eager mode only: on a GPU the look would stall the device, and under
-torch.compile it would break the graph. Whether labels are in range is left to the fused backends,
-which look at each of them anyway; it is checked here for the reference, under the same conditions.
+Shapes, dtypes and devices are always checked. Values (weights that are not NaN) are checked where
+they can be read at no cost: tensors on the CPU that hold data. On a GPU that would stall the
+device, and under torch.compile break the graph. Whether labels are in range is left to the fused
+backends, which read every label anyway.
 """
 
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from discfused.backends.contract import ACTIVATIONS, Labels, accumulation_dtype, ordered_sum
+from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype, activate
 
 REDUCTIONS = ("mean", "sum", "none")
-KL_DIRECTIONS = ("forward", "reverse")
 PRIORS = ("batch", "uniform")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the terms depend on beside their tensors; checked once, then trusted."""
+class Options(NamedTuple):
+    """The arguments of the terms that are no tensors, checked (see `options`)."""
 
-    ignore_index: int = -100
-    activation: str = "relu"
-    center: bool = True
-    kl_direction: str = "forward"
-    feature_dim: int = 1
-    eps: float = 1e-6
-    backend: str | None = None
-    process_group: object = None
+    ignore_index: int
+    activation: str
+    impurity: str
+    feature_dim: int
+    backend: str | None
 
-    def __post_init__(self):
-        one_of("activation", self.activation, ACTIVATIONS)
-        one_of("kl_direction", self.kl_direction, KL_DIRECTIONS)
-        integer("ignore_index", self.ignore_index)
-        integer("feature_dim", self.feature_dim)
-        non_negative("eps", self.eps)
-        if self.process_group is not None:
-            raise NotImplementedError(
-                "process_group is not supported yet: the terms are those of each process's own "
-                "batch. Leave process_group=None."
-            )
+
+def options(
+    ignore_index: object,
+    activation: object,
+    impurity: object,
+    feature_dim: object,
+    process_group: object,
+    backend: str | None,
+) -> Options:
+    one_of("activation", activation, ACTIVATIONS)
+    one_of("impurity", impurity, IMPURITIES)
+    if process_group is not None:
+        raise NotImplementedError(
+            "process_group is not supported yet: the terms are those of each process's own batch. "
+            "Leave process_group=None."
+        )
+    return Options(
+        integer("ignore_index", ignore_index), activation, impurity,
+        integer("feature_dim", feature_dim), backend,
+    )  # fmt: skip
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -52,30 +62,44 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
-def integer(name: str, value: object) -> None:
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected an int")
+def integer(name: str, value: object) -> int:
+    """The number as Python's own int; NumPy's integers are taken, too."""
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        try:
+            if isinstance(value, (bool, Tensor)):
+                raise TypeError
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} is {value!r}, expected an int") from None
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} is {value}, expected an int of 64 bits")
+    return value
 
 
-def non_negative(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected a number")
+def non_negative(name: str, value: object) -> float:
+    """The number as Python's own float; those of NumPy are taken, too."""
+    if type(value) is not float:
+        try:
+            if isinstance(value, (bool, str, bytes, Tensor)):
+                raise TypeError
+            value = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} is {value!r}, expected a number") from None
     if not 0 <= value < math.inf:  # NaN fails this, too
         raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+    return value
 
 
-def label_smoothing(value: object) -> None:
-    non_negative("label_smoothing", value)
+def label_smoothing(value: object) -> float:
+    value = non_negative("label_smoothing", value)
     if value > 1:
         raise ValueError(f"label_smoothing is {value}, expected a number between 0 and 1")
+    return value
 
 
 def _tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
-    # The imaginary part of a conjugate, say, is a view that only PyTorch's operators negate.
-    if not torch.compiler.is_compiling() and value.is_neg():
-        value = value.resolve_neg()
     return value
 
 
@@ -99,12 +123,30 @@ def same_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
-def _values_can_be_read(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+def same_length(name: str, rows: Tensor, t: Tensor) -> None:
+    if rows.shape[0] != t.shape[0]:
+        raise ValueError(
+            f"{name} has {rows.shape[0]} rows, but target has {t.shape[0]}: both must come from "
+            "the same batch"
+        )
 
 
-def features(value: object, feature_dim: int) -> Tensor:
-    """[N, D, ...] (or the layout that feature_dim tells) -> [N, D]: mean over the rest."""
+def _readable(tensor: Tensor) -> bool:
+    """Whether the numbers can be looked at: not in a trace, and not those of a fake tensor."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    )
+
+
+def features(value: object, feature_dim: int, activation: str) -> Tensor:
+    """[N, D] as it is; more dimensions: phi, then the mean over all but the first and feature_dim.
+
+    phi again changes nothing then.
+    """
     x = _floats("features", value)
     if x.dim() < 2:
         raise ValueError(
@@ -121,18 +163,16 @@ def features(value: object, feature_dim: int) -> Tensor:
     if x.dim() == 2:
         return x
     rest = [d for d in range(1, x.dim()) if d != dim]
-    return x.mean(rest, dtype=accumulation_dtype(x.dtype))
+    return activate(x, activation).mean(rest, dtype=accumulation_dtype(x.dtype))
 
 
-def layers(value: object) -> Sequence[Tensor]:
-    """One tensor for each layer."""
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise ValueError("features is an empty list, expected one tensor for each layer")
-        for layer in value:
-            _tensor("features", layer)
-        return value
-    return [_tensor("features", value)]
+def layers(value: object, feature_dim: int, activation: str) -> list[Tensor]:
+    """[N, D] of each layer."""
+    if not isinstance(value, (list, tuple)):
+        return [features(value, feature_dim, activation)]
+    if not value:
+        raise ValueError("features is an empty list, expected one tensor for each layer")
+    return [features(layer, feature_dim, activation) for layer in value]
 
 
 def logits(value: object) -> int:
@@ -146,98 +186,76 @@ def logits(value: object) -> int:
     return x.shape[1]
 
 
-def labels(
-    t: object,
-    x: Tensor,
-    num_classes: int,
-    weight: object,
-    sample_weight: object,
-    ignore_index: int,
-    look: bool,
-) -> Labels:
-    """The checked labels of features [N, D]; constants, so no gradient flows to them.
-
-    `look` is whether class indices must be in range from here on. The fused backends look at every
-    one of them anyway, and raise check_labels' error.
-    """
-    t = target(t, num_classes, ignore_index, x.device, look)
-    same_length("features", x, t)
-    return Labels(
-        t.detach() if t.requires_grad else t,  # on a small batch every op counts
-        weights("weight", weight, num_classes, x.device),
-        weights("sample_weight", sample_weight, x.shape[0], x.device),
-        num_classes,
-        ignore_index,
-    )
-
-
-def loss_arguments(
-    x: object, t: object, weight: object, sample_weight: object, ignore_index: int
-) -> Tensor:
-    """The target of a loss without features: any shape goes that cross_entropy takes."""
+def loss_arguments(x: object, t: object, sample_weight: object) -> Tensor:
+    """The target of a loss without features: F.cross_entropy checks the rest."""
     x, t = _floats("logits", x), _tensor("target", t)
-    integer("ignore_index", ignore_index)
-    if x.dim() == 2:
-        t = target(t, x.shape[1], ignore_index, x.device)
+    if not t.dtype.is_floating_point:
+        t = class_indices(t)
+    if sample_weight is not None:
+        if x.dim() != 2:
+            raise ValueError(
+                f"sample_weight is given, and logits have shape {_shape(x)}: expected [N, C]"
+            )
         same_length("logits", x, t)
         weights("sample_weight", sample_weight, x.shape[0], x.device)
-    elif sample_weight is not None:
-        raise ValueError(
-            f"sample_weight is given, and logits have shape {_shape(x)}: expected [N, C]"
-        )
-    if x.dim() > 0:
-        weights("weight", weight, x.shape[min(x.dim() - 1, 1)], x.device)
     return t
 
 
-def target(
-    value: object, num_classes: int, ignore_index: int, device: torch.device, look: bool = True
-) -> Tensor:
+def target(value: object, num_classes: int, ignore_index: int, device: torch.device) -> Tensor:
     """[N] int64 class indices, or [N, C] class probabilities."""
     t = _tensor("target", value)
-    integer("num_classes", num_classes)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")
     same_device("target", t, device)
-    if t.is_floating_point():
-        if t.dim() != 2 or t.shape[1] != num_classes:
-            raise ValueError(
-                f"target has shape {_shape(t)} and dtype {t.dtype}, expected class probabilities "
-                f"[N, {num_classes}], or class indices [N] of an integer dtype"
-            )
-        if ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index is {ignore_index}, but target holds class probabilities: give the "
-                "rows to be ignored sample_weight 0 instead"
-            )
-        if _values_can_be_read(t) and t.numel() and t.min() < 0:
-            row, column = (t < 0).nonzero()[0].tolist()
-            raise ValueError(
-                f"target[{row}, {column}] is {t[row, column].item()}, expected probabilities >= 0"
-            )
+    if t.dtype.is_floating_point:
+        _check_soft(t, num_classes, ignore_index)
         return t
-    if t.dtype == torch.bool or t.is_complex():
-        raise TypeError(
-            f"target has dtype {t.dtype}, expected an integer (class indices) or floating "
-            "(class probabilities) dtype"
-        )
+    t = class_indices(t)
     if t.dim() != 1:
         raise ValueError(
             f"target has shape {_shape(t)}, expected class indices [N]"
             + (": drop the last dimension with target.squeeze(1)" if t.shape[1:] == (1,) else "")
         )
-    t = t if t.dtype == torch.int64 else t.long()
-    if look:
-        check_labels(t, num_classes, ignore_index)
     return t
 
 
+def _check_soft(t: Tensor, num_classes: int, ignore_index: int) -> None:
+    if t.dim() != 2 or t.shape[1] != num_classes:
+        raise ValueError(
+            f"target has shape {_shape(t)} and dtype {t.dtype}, expected class probabilities "
+            f"[N, {num_classes}], or class indices [N] of an integer dtype"
+        )
+    if ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index is {ignore_index}, but target holds class probabilities: give the "
+            "rows to be ignored sample_weight 0 instead"
+        )
+    if _readable(t) and t.numel() and t.min() < 0:
+        row, column = (t < 0).nonzero()[0].tolist()
+        raise ValueError(
+            f"target[{row}, {column}] is {t[row, column].item()}, expected probabilities >= 0"
+        )
+
+
+def class_indices(t: Tensor) -> Tensor:
+    """int64, whatever integers they are."""
+    if t.dtype == torch.int64:
+        return t
+    if t.dtype not in INTEGERS:
+        raise TypeError(
+            f"target has dtype {t.dtype}, expected an integer (class indices) or floating "
+            "(class probabilities) dtype"
+        )
+    long = t.long()
+    if t.dtype == torch.uint64 and _readable(t) and (long < 0).any():
+        row = (long < 0).nonzero()[0].tolist()
+        raise IndexError(f"target{row} is {t[tuple(row)].item()}, expected at most 2^63 - 1")
+    return long
+
+
 def check_labels(t: Tensor, num_classes: int, ignore_index: int) -> None:
-    """An IndexError if class indices are out of range, where they can be read."""
-    if not _values_can_be_read(t) or not t.numel():
-        return
-    low, high = t.aminmax()
-    if low.item() >= 0 and high.item() < num_classes:  # numbers compare faster than tensors
+    """For the reference, which does not look at every label itself."""
+    if t.dtype.is_floating_point or not _readable(t):
         return
     bad = ((t < 0) | (t >= num_classes)) & (t != ignore_index)
     rows = bad.nonzero().flatten().tolist()
@@ -249,52 +267,52 @@ def check_labels(t: Tensor, num_classes: int, ignore_index: int) -> None:
         )
 
 
-def same_length(name: str, rows: Tensor, t: Tensor) -> None:
-    if rows.shape[0] != t.shape[0]:
-        raise ValueError(
-            f"{name} has {rows.shape[0]} rows, but target has {t.shape[0]}: both must come from "
-            "the same batch"
-        )
-
-
-def weights(name: str, value: object, length: int, device: torch.device) -> Tensor | None:
-    """[length] non-negative numbers, or None."""
-    if value is None:
-        return None
+def numbers(name: str, value: object, length: int, device: torch.device) -> Tensor:
+    """[length] real numbers."""
     w = _tensor(name, value)
     if w.dim() != 1 or w.shape[0] != length:
         raise ValueError(f"{name} has shape {_shape(w)}, expected [{length}]")
-    if w.is_complex() or w.dtype == torch.bool:
+    if w.dtype.is_complex or w.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {w.dtype}, expected a real number dtype")
     if w.requires_grad:
         raise ValueError(f"{name} requires grad, but it is a constant here: pass {name}.detach()")
     same_device(name, w, device)
-    check_weights(name, w)
     return w
 
 
-def check_weights(name: str, w: Tensor) -> None:
-    if not _values_can_be_read(w) or not w.numel():
-        return
-    low, high = w.aminmax()  # both NaN if any weight is
-    if not (low >= 0 and high < math.inf):
-        worst = (~((w >= 0) & (w < math.inf))).nonzero()[0].item()
-        raise ValueError(f"{name}[{worst}] is {w[worst].item()}, expected a finite number >= 0")
+def weights(name: str, value: object, length: int, device: torch.device) -> Tensor:
+    """[length] numbers >= 0."""
+    w = numbers(name, value, length, device)
+    if _readable(w) and w.numel():
+        low, high = w.aminmax()  # both NaN if any weight is
+        if not (low >= 0 and high < math.inf):
+            worst = (~((w >= 0) & (w < math.inf))).nonzero()[0].item()
+            raise ValueError(f"{name}[{worst}] is {w[worst].item()}, expected a finite number >= 0")
+    return w
 
 
-def prior(value: object, num_classes: int, dtype: torch.dtype, device: torch.device):
-    """[C] summing to 1, or None for the prior of the batch."""
+def prior(
+    value: object, num_classes: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """[C] summing to 1; None for the classes of the batch."""
     if isinstance(value, str):
         one_of("prior", value, PRIORS)
         if value == "batch":
             return None
         return torch.full((num_classes,), 1 / num_classes, dtype=dtype, device=device)
-    p = weights("prior", value, num_classes, device)
-    if p is None:
+    if value is None:
         raise ValueError('prior is None, expected "batch", "uniform" or a tensor [C]')
+    p = weights("prior", value, num_classes, device)
     p = p.to(torch.promote_types(p.dtype, dtype))
     largest = p.amax()
-    if _values_can_be_read(p) and largest == 0:
-        raise ValueError("prior sums to 0, expected at least one class with a positive share")
+    if _readable(p) and largest == 0:
+        raise ValueError("prior sums to 0, expected at least one class with a positive probability")
     p = p / largest  # so that no scale overflows or vanishes
-    return (p / ordered_sum(p)).to(dtype)
+    return (p / _ordered_sum(p)).to(dtype)
+
+
+def _ordered_sum(values: Tensor) -> Tensor:
+    """The sum of a vector. PyTorch's own splits a long one by the number of threads."""
+    block = 1024
+    padded = torch.nn.functional.pad(values, (0, -values.shape[0] % block))
+    return padded.view(-1, block).sum(1).sum()

@@ -1,8 +1,7 @@
-"""The ops that torch.compile sees: one for each way forward and back, for every backend.
+"""The operators of every backend, as PyTorch's dispatcher knows them (see backends/contract.py).
 
-They take the backend by name, and return all that backward needs: `mean`, `table`, `feature_coef`,
-`slot_coef`, `slot`, `row_weight` and `total` are those of the contract; a mean that does not exist
-is an empty tensor, and so is a table that was not kept.
+They give eager mode, torch.compile, make_fx, fake and meta tensors one path. Those of the compiled
+library have their kernels and their autograd formula in csrc/; those of Triton have them here.
 """
 
 from typing import Any
@@ -10,162 +9,116 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from discfused import _autograd, backends
-from discfused.backends.contract import Labels, Pull, Settings, accumulation_dtype
+from discfused import backends
+from discfused._definitions import accumulation_dtype
 
-_LABELS = (
-    "Tensor target, Tensor? weight, Tensor? sample_weight, SymInt num_classes, SymInt ignore_index"
-)
-_ROWS = "Tensor slot, Tensor row_weight, Tensor total"
-_COEFS = "Tensor table, Tensor feature_coef, Tensor slot_coef"
+# `activation` and `impurity` are places in ACTIVATIONS and IMPURITIES; `dtype` is that of the sums.
+_SCHEMAS = {
+    "rows": "(Tensor target, Tensor? sample_weight, SymInt num_classes, SymInt ignore_index, "
+    "ScalarType dtype) -> Tensor[]",
+    "terms": "(Tensor features, Tensor[] rows, SymInt num_classes, Tensor? prior, int activation, "
+    "int impurity, float gini_weight, float kl_weight) "
+    "-> (Tensor penalty, Tensor gini, Tensor kl, Tensor[] kept)",
+    "gradient": "(Tensor features, Tensor[] rows, Tensor[] kept, Tensor? grad_penalty, "
+    "Tensor? grad_gini, Tensor? grad_kl, int activation, float gini_weight, float kl_weight) "
+    "-> Tensor",
+    "histogram": "(Tensor features, Tensor[] rows, SymInt num_classes, int activation) -> Tensor",
+    "histogram_gradient": "(Tensor grad, Tensor features, Tensor[] rows, int activation) -> Tensor",
+}
 
 _namespace = library.Library("discfused", "DEF")
-for _schema in (
-    f"disc_terms(Tensor features, {_LABELS}, str activation, str backend, Tensor? prior, "
-    "bool center, bool reverse, float eps) "
-    f"-> (Tensor gini, Tensor kl, {_ROWS}, Tensor mean, {_COEFS})",
-    f"disc_terms_backward(Tensor grad_gini, Tensor grad_kl, Tensor features, {_LABELS}, "
-    f"str activation, str backend, {_ROWS}, Tensor mean, {_COEFS}) -> Tensor",
-    f"class_histogram(Tensor features, {_LABELS}, str activation, str backend, bool center) "
-    f"-> (Tensor table, {_ROWS}, Tensor mean)",
-    f"class_histogram_backward(Tensor grad_table, Tensor features, {_LABELS}, "
-    f"str activation, str backend, {_ROWS}, Tensor mean) -> Tensor",
-):
-    _namespace.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def _disc_terms(
-    features, target, weight, sample_weight, num_classes, ignore_index, activation, backend,
-    prior, center, reverse, eps,
-):  # fmt: skip
-    labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
-    settings = Settings(activation, center, reverse, eps)
-    # Nothing saved: a fake could not tell its size.
-    arguments = backends.get(backend), features, labels, prior, settings, 1.0, 1.0
-    terms, histogram, members = _autograd.terms_forward(*arguments, for_backward=True, save=False)
-    rows = members.slot, members.row_weight, members.total
-    table = _or_empty(histogram.table, terms.gini)
-    coefs = table, terms.feature_coef, terms.slot_coef
-    return terms.gini, terms.kl, *rows, _or_empty(histogram.mean, terms.gini), *coefs
+class Operators:
+    """A backend's operators, by the names of the contract."""
+
+    def __init__(self, backend: str):
+        for name in _SCHEMAS:
+            setattr(self, name, getattr(torch.ops.discfused, f"{backend}_{name}").default)
 
 
-def _disc_terms_backward(
-    grad_gini, grad_kl, features, target, weight, sample_weight, num_classes, ignore_index,
-    activation, backend, slot, row_weight, total, mean, table, feature_coef, slot_coef,
-):  # fmt: skip
-    labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
-    chosen, mean = backends.get(backend), _or_none(mean)
-    slope = _autograd.keeps_slope(chosen, features, labels, mean is not None)  # as forward did
-    pull = Pull(feature_coef, slot_coef, grad_gini, grad_kl, 1.0, 1.0, slope)
-    return _autograd.gradient(
-        chosen, features, labels, (slot, row_weight, total), mean, _or_none(table), activation, pull
+def _define(backend: Any) -> None:
+    """The schemas of a backend's operators, and their shapes where there is no data."""
+
+    def rows(target, sample_weight, num_classes, ignore_index, dtype):
+        return list(backend.empty_rows(target, num_classes, dtype))
+
+    def terms(features, rows, num_classes, *options):
+        dtype = accumulation_dtype(features.dtype)
+        scalars = (features.new_empty((), dtype=dtype) for _ in range(3))
+        return *scalars, list(backend.empty_kept(features, rows, num_classes))
+
+    def gradient(features, *arguments):
+        return torch.empty_like(features, memory_format=torch.contiguous_format)
+
+    def histogram(features, rows, num_classes, activation):
+        shape = num_classes, features.shape[1]
+        return features.new_empty(shape, dtype=accumulation_dtype(features.dtype))
+
+    def histogram_gradient(grad, features, *arguments):
+        return gradient(features)
+
+    for fake in (rows, terms, gradient, histogram, histogram_gradient):
+        name = f"{backend.name}_{fake.__name__}"
+        _namespace.define(name + _SCHEMAS[fake.__name__], tags=(torch.Tag.pt2_compliant_tag,))
+        library.register_fake(f"discfused::{name}", fake)
+
+
+_operators = {}
+for _backend in backends.fused():
+    _define(_backend)
+    _operators[_backend.name] = Operators(_backend.name)
+    # Operators in Python; those of the compiled library register themselves when it is loaded.
+    for _name in _SCHEMAS:
+        if hasattr(_backend, _name):
+            _namespace.impl(
+                f"{_backend.name}_{_name}", getattr(_backend, _name), "CompositeExplicitAutograd"
+            )
+
+
+def named(backend: str) -> Operators:
+    return _operators[backend]
+
+
+# ---------------------------------------------------------------- autograd of Triton's operators
+# csrc/autograd.cpp says the same of the others.
+
+
+def _save_terms(ctx: Any, inputs: tuple, output: tuple) -> None:
+    features, rows, _, _, activation, _, *weights = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(features, *rows, *output[3])
+    ctx.rows, ctx.options = len(rows), (activation, *weights)
+
+
+def _terms_backward(ctx: Any, *upstream: Tensor | None) -> tuple:
+    features, *saved = ctx.saved_tensors
+    rows, kept = saved[: ctx.rows], saved[ctx.rows :]
+    gradient = torch.ops.discfused.triton_gradient(features, rows, kept, *upstream[:3], *ctx.options)
+    return gradient, [None] * ctx.rows, *[None] * 6
+
+
+def _save_histogram(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    features, rows, _, ctx.activation = inputs
+    ctx.save_for_backward(features, *rows)
+
+
+def _histogram_backward(ctx: Any, grad: Tensor) -> tuple:
+    features, *rows = ctx.saved_tensors
+    gradient = torch.ops.discfused.triton_histogram_gradient(grad, features, rows, ctx.activation)
+    return gradient, [None] * len(rows), None, None
+
+
+def _twice(ctx: Any, *grads: Tensor) -> tuple:
+    raise RuntimeError(
+        'the "triton" backend of discfused cannot be differentiated twice: '
+        'use backend="reference" for double backward'
     )
 
 
-def _class_histogram(
-    features, target, weight, sample_weight, num_classes, ignore_index, activation, backend, center
-):
-    labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
-    histogram, members = _autograd.histogram_forward(
-        backends.get(backend), features, labels, activation, center
-    )
-    rows = members.slot, members.row_weight, members.total
-    return histogram.table, *rows, _or_empty(histogram.mean, histogram.table)
-
-
-def _class_histogram_backward(
-    grad_table, features, target, weight, sample_weight, num_classes, ignore_index, activation,
-    backend, slot, row_weight, total, mean,
-):  # fmt: skip
-    labels = Labels(target, weight, sample_weight, num_classes, ignore_index)
-    return _autograd.gradient(
-        backends.get(backend), features, labels, (slot, row_weight, total), _or_none(mean),
-        grad_table, activation, None,
-    )  # fmt: skip
-
-
-def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else tensor
-
-
-def _or_none(tensor: Tensor) -> Tensor | None:
-    return tensor if tensor.numel() else None
-
-
-# ---------------------------------------------------------------- shapes without data
-
-
-def _fake_rows(features: Tensor, target: Tensor, center: bool):
-    dtype = accumulation_dtype(features.dtype)
-    N, D = features.shape
-    slot = features.new_empty(0 if target.is_floating_point() else N, dtype=torch.int32)
-    row_weight = features.new_empty(N, dtype=dtype)
-    total = features.new_empty((), dtype=dtype)
-    return slot, row_weight, total, features.new_empty(D if center else 0, dtype=dtype)
-
-
-def _disc_terms_fake(
-    features, target, weight, sample_weight, num_classes, ignore_index, activation, backend,
-    prior, center, reverse, eps,
-):  # fmt: skip
-    N, D = features.shape
-    # sym_min, not a comparison: N <= C must not become a guard, or batches on either side of it
-    # would need a graph each.
-    S = num_classes if target.is_floating_point() else torch.sym_min(num_classes, N)
-    dtype, chosen = accumulation_dtype(features.dtype), backends.get(backend)
-    table_shape = (S, D) if chosen.keeps_table else (0,)
-    gini, kl, table, feature_coef, slot_coef = (
-        features.new_empty(shape, dtype=dtype)
-        for shape in ((), (), table_shape, (chosen.coef_rows, D), (S,))
-    )
-    return gini, kl, *_fake_rows(features, target, center), table, feature_coef, slot_coef
-
-
-def _class_histogram_fake(
-    features, target, weight, sample_weight, num_classes, ignore_index, activation, backend, center
-):
-    shape = (num_classes, features.shape[1])
-    table = features.new_empty(shape, dtype=accumulation_dtype(features.dtype))
-    return table, *_fake_rows(features, target, center)
-
-
-def _disc_terms_backward_fake(grad_gini, grad_kl, features, *_):
-    return torch.empty_like(features, memory_format=torch.contiguous_format)
-
-
-def _class_histogram_backward_fake(grad_table, features, *_):
-    return torch.empty_like(features, memory_format=torch.contiguous_format)
-
-
-# ---------------------------------------------------------------- registration
-
-
-def _setup(outputs: int):
-    """Keep the inputs that backward repeats, and the outputs that are there for it."""
-
-    def setup_context(ctx: Any, inputs, output) -> None:
-        features, target, weight, sample_weight, *numbers, activation, backend = inputs[:8]
-        ctx.save_for_backward(features, target, weight, sample_weight, *output[outputs:])
-        ctx.options = *numbers, activation, backend
-        ctx.unused = [None] * (len(inputs) - 1)
-
-    return setup_context
-
-
-def _autograd_of(backward, outputs: int):
-    def run(ctx: Any, *grads: Tensor):
-        inputs, kept = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        return backward(*grads[:outputs], *inputs, *ctx.options, *kept), *ctx.unused
-
-    return run
-
-
-for _name, _outputs in (("disc_terms", 2), ("class_histogram", 1)):
-    for _op in (_name, f"{_name}_backward"):
-        _namespace.impl(_op, globals()[f"_{_op}"], "CompositeExplicitAutograd")
-        library.register_fake(f"discfused::{_op}", globals()[f"_{_op}_fake"])
-    library.register_autograd(
-        f"discfused::{_name}",
-        _autograd_of(getattr(torch.ops.discfused, f"{_name}_backward").default, _outputs),
-        setup_context=_setup(_outputs),
-    )
+library.register_autograd("discfused::triton_terms", _terms_backward, setup_context=_save_terms)
+library.register_autograd(
+    "discfused::triton_histogram", _histogram_backward, setup_context=_save_histogram
+)
+for _name in ("triton_gradient", "triton_histogram_gradient"):
+    library.register_autograd(f"discfused::{_name}", _twice)

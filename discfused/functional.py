@@ -1,7 +1,7 @@
-"""The public functions: check at the door, choose a backend, apply.
+"""The public functions: check every argument, choose a backend, call its operators.
 
-Every function states its formula; the symbols are N samples, D features, C classes. The idea is
-the paper's (arXiv 2202.07073, known to this project by its abstract), the formulas are ours.
+Every function states its formula; the symbols are N samples, D features, C classes. The loss is
+that of arXiv 2202.07073 as its authors compute it; what is ours is said where it stands.
 """
 
 from collections.abc import Sequence
@@ -10,33 +10,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from discfused import (  # noqa: F401 (_ops registers)
-    _autograd,
-    _cross_entropy,
-    _inputs,
-    _ops,
-    backends,
-    reference,
-)
-from discfused.backends.contract import Labels, Settings, accumulation_dtype, is_soft
+from discfused import _cross_entropy, _inputs, _ops, backends, reference
+from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
-# The heaviest of those tried that did no harm in any measurement: see discfused/recipes/README.md.
-GINI_WEIGHT = 0.1
-KL_WEIGHT = 0.1
+# The paper's, as its authors set them.
+GINI_WEIGHT = 0.5
+KL_WEIGHT = 0.5
 
 
 class DiscTerms(NamedTuple):
     """Both scalars, float32 (float64 for float64 features)."""
 
-    gini: Tensor  # in [0, 1 - 1/C]: 0 when every live feature fires for one class only
-    kl: Tensor  # >= 0, in nats: 0 when the features speak for the classes in proportion
+    gini: Tensor  # the impurity term, in [0, 1]: 0 when every feature fires for one class only
+    kl: Tensor  # >= 0, in nats: 0 when the features fire for the classes as often as these occur
 
 
 class LossTerms(NamedTuple):
     """The parts of a loss, unweighted and detached: for logging, without a host sync."""
 
     ce: Tensor
-    gini: Tensor
+    gini: Tensor  # the impurity term
     kl: Tensor
 
 
@@ -52,12 +45,10 @@ def fused_disc_loss(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     sample_weight: Tensor | None = None,
-    activation: str = "relu",
-    center: bool = True,
+    activation: str = "abs",
+    impurity: str = "gini",
     prior: str | Tensor = "batch",
-    kl_direction: str = "forward",
     feature_dim: int = 1,
-    eps: float = 1e-6,
     process_group=None,
     backend: str | None = None,
     return_terms: bool = False,
@@ -70,19 +61,19 @@ def fused_disc_loss(
     Args:
         logits: [N, C], any float dtype. Without features, any shape that cross_entropy takes.
         target: [N] class indices of an integer dtype, or [N, C] class probabilities.
-        features: [N, D] or [N, D, ...] (averaged over the rest), any float dtype, any strides; or
-            a list of such tensors, one for each layer, over which the terms are averaged.
-        gini_weight, kl_weight: finite, >= 0.
-        weight: [C], of the classes, >= 0: in cross-entropy and in the class histograms.
+        features: [N, D] or [N, D, ...] (phi, then the mean over the rest), any float dtype, any
+            strides; or a list of such tensors, one for each layer: the terms are averaged over
+            them. The paper takes what feeds the last linear layer, before any dropout.
+        gini_weight, kl_weight: finite, >= 0; 0.5 in the paper.
+        weight: [C], of the classes, in cross-entropy alone.
         ignore_index: rows with this label do not count anywhere.
         reduction: "mean"; "sum" (summed cross-entropy, and the terms times the number of rows that
             are not ignored, each counted sample_weight times); "none" ([N]: the terms are added to
             every element, so that the mean is the "mean" loss if nothing is ignored or weighted).
         label_smoothing: in [0, 1], of cross-entropy alone.
-        sample_weight: [N], >= 0. Multiplies a row's cross-entropy and its part in the histograms;
+        sample_weight: [N], >= 0 (ours). Multiplies a row's cross-entropy and its membership;
             "mean" divides by the weighted count: a weight of k is the row repeated k times.
-        activation, center, prior, kl_direction, feature_dim, eps, process_group, backend: see
-            `disc_terms`.
+        activation, impurity, prior, feature_dim, process_group, backend: see `disc_terms`.
         return_terms: also return LossTerms(ce, gini, kl), unweighted and detached.
 
     Returns:
@@ -93,45 +84,43 @@ def fused_disc_loss(
         IndexError: a label is out of range (CPU tensors).
         RuntimeError: the named backend cannot run here; or a fused backend is differentiated twice.
     """
-    _inputs.non_negative("gini_weight", gini_weight)
-    _inputs.non_negative("kl_weight", kl_weight)
+    gini_weight = _inputs.non_negative("gini_weight", gini_weight)
+    kl_weight = _inputs.non_negative("kl_weight", kl_weight)
     _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
-    _inputs.label_smoothing(label_smoothing)
-    penalised = gini_weight > 0 or kl_weight > 0
+    label_smoothing = _inputs.label_smoothing(label_smoothing)
+    options = _inputs.options(
+        ignore_index, activation, impurity, feature_dim, process_group, backend
+    )
     if features is None:
-        if penalised:
-            raise ValueError(
-                "features is None, expected [N, D]: pass the features, attach the criterion to "
-                "the model (FusedDiscLoss.attach), or set gini_weight = kl_weight = 0"
-            )
-        target = _inputs.loss_arguments(logits, target, weight, sample_weight, ignore_index)
-        ce = _cross_entropy.cross_entropy(
-            logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
-        )
+        ce = _without_features(
+            logits, target, weight, options.ignore_index, reduction, label_smoothing,
+            sample_weight, gini_weight > 0 or kl_weight > 0,
+        )  # fmt: skip
         absent = ce.new_zeros(())
         return (ce, LossTerms(ce.detach(), absent, absent)) if return_terms else ce
 
-    num_classes = _inputs.logits(logits)
-    options = _inputs.Options(
-        ignore_index, activation, center, kl_direction, feature_dim, eps, backend, process_group
+    C = _inputs.logits(logits)
+    layers, target = _checked(features, target, C, sample_weight, options)
+    _inputs.same_device("logits", logits, target.device)
+    _inputs.same_length("logits", logits, target)
+    if weight is not None:
+        weight = _inputs.numbers("weight", weight, C, target.device)
+    penalty, gini, kl = _terms(
+        layers, target, C, sample_weight, prior, options, gini_weight, kl_weight
     )
-    weights = gini_weight, kl_weight
-    (penalty, gini, kl), labels = _layers(
-        features, target, num_classes, weight, sample_weight, prior, options, weights, penalised
-    )
-    _inputs.same_device("logits", logits, labels.target.device)
-    _inputs.same_length("logits", logits, labels.target)
-    if not is_soft(labels):  # soft ones keep the gradient that cross-entropy gives them
-        target = labels.target
-        if target.device.type != "cpu":
-            target = _cross_entropy.in_range(target, num_classes, ignore_index)
+    if target.device.type != "cpu" and not target.dtype.is_floating_point:
+        target = _cross_entropy.in_range(target, C, options.ignore_index)
     ce = _cross_entropy.cross_entropy(
-        logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
+        logits, target, weight, options.ignore_index, reduction, label_smoothing, sample_weight
     )
-    loss = ce = ce.to(torch.promote_types(ce.dtype, penalty.dtype))
-    if penalised:  # 0 * NaN would not be 0
+    if ce.dtype != penalty.dtype:
+        ce = ce.to(torch.promote_types(ce.dtype, penalty.dtype))
+    loss = ce
+    if gini_weight or kl_weight:  # 0 * NaN would not be 0
         if reduction == "sum":
-            penalty = penalty * _cross_entropy.count(labels, penalty.dtype)
+            penalty = penalty * _cross_entropy.count(
+                target, sample_weight, options.ignore_index, penalty.dtype
+            )
         loss = ce + penalty
     if not return_terms:
         return loss
@@ -143,65 +132,55 @@ def disc_terms(
     target: Tensor,
     num_classes: int,
     *,
-    weight: Tensor | None = None,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
-    activation: str = "relu",
-    center: bool = True,
+    activation: str = "abs",
+    impurity: str = "gini",
     prior: str | Tensor = "batch",
-    kl_direction: str = "forward",
     feature_dim: int = 1,
-    eps: float = 1e-6,
     process_group=None,
     backend: str | None = None,
 ) -> DiscTerms:
-    """gini = mean_j (1 - sum_c P_cj^2),   kl = KL(pi || mean_j P_cj)
+    """gini = 1 - (1/D) sum_j sum_c P_cj^2,   kl = sum_c pi_c log(pi_c / max(q_c, 1e-10))
 
     where P_cj = H_cj / sum_k H_kj is the probability of class c given that feature j fires, H the
-    histogram of `class_histogram`, and j runs over the live features: those whose total mass
-    sum_c H_cj exceeds eps * sum_i n_i |x_ij| (eps^2 * sum_i n_i x_ij^2 for "square"). Both are
-    differentiable in the features, and 0 with zero gradient when no feature is live. Use them
-    beside another base loss (focal, ArcFace ...).
+    histogram of `class_histogram`, and q_c the mean of P_cj over the live features. A feature that
+    is 0 everywhere is dead: it counts as 1 in gini and not in q. Both terms are 0 where no row
+    counts. Differentiable in the features. Use them beside another base loss (focal, ArcFace ...).
 
     Args:
-        features: [N, D] or [N, D, ...] (averaged over the rest), any float dtype, any strides; or
-            a list of such tensors, over which the terms are averaged.
-        target: [N] class indices of an integer dtype, or [N, C] class probabilities.
+        features: [N, D] or [N, D, ...] (phi, then the mean over the rest), any float dtype, any
+            strides; or a list of such tensors, over which the terms are averaged.
+        target: [N] class indices of an integer dtype, or [N, C] class probabilities (ours).
         num_classes: C. Never taken from target.max(), which would stall a GPU.
-        weight: [C] class weights; sample_weight: [N]; both >= 0 and constants.
         ignore_index: rows with this label do not count.
-        activation: how much a feature fires at x - mean: "relu", "abs", "square", "softplus",
-            "sigmoid".
-        center: measure a feature from its own mean over the batch (else from 0). Raw average-pooled
-            ReLU maps are never off; measured from their mean they can be, and the terms help.
-        prior: pi, the distribution of the classes: of the "batch", "uniform", or [C] tensor of
-            non-negative numbers (divided by its sum).
-        kl_direction: "forward" is KL(pi || q), "reverse" is KL(q || pi); natural logarithm, the
-            denominator not below 1e-8.
+        sample_weight: [N], >= 0, constants (ours): a weight of k is the row repeated k times.
+        activation: phi, how much a feature fires: "abs" (the paper's) or "relu".
+        impurity: "gini" (the paper's) or "collision" (ours), the normalised Renyi entropy of order
+            2, (1/D) sum_j -log(sum_c P_cj^2) / log K with K the number of classes in the batch: 0
+            where K < 2, 1 for a dead feature. Where classes are many, Gini's gradient all but
+            vanishes, and that of collision does not.
+        prior: pi, the distribution of the classes: of the "batch" (the paper's), "uniform", or a
+            tensor [C] of numbers >= 0 (divided by its sum).
         feature_dim: the dimension of `features` that counts features; -1 for tokens [N, T, D].
-        eps: a feature with less mass than this share of its magnitude is dead: constant features
-            are, up to rounding. So is one whose mass is no normal number (1e-38 in float32).
         process_group: not supported yet.
         backend: "reference", "cpu", "triton", "cuda"; None for the fastest that can run here.
 
     Returns:
-        DiscTerms(gini, kl), float32 scalars (float64 for float64 features).
+        DiscTerms(gini, kl), float32 scalars (float64 for float64 features). `gini` is the impurity
+        term, whichever impurity was chosen.
 
     Raises:
         ValueError, TypeError: an argument has a wrong shape, dtype, device or value.
         IndexError: a label is out of range (CPU tensors).
         RuntimeError: the named backend cannot run here; or a fused backend is differentiated twice.
-
-    Source: the two terms are the paper's idea; centring, activations and everything about dead
-    features, weights and absent classes are ours.
     """
-    options = _inputs.Options(
-        ignore_index, activation, center, kl_direction, feature_dim, eps, backend, process_group
+    options = _inputs.options(
+        ignore_index, activation, impurity, feature_dim, process_group, backend
     )
-    (_, gini, kl), _ = _layers(
-        features, target, num_classes, weight, sample_weight, prior, options, None, True
-    )
-    return DiscTerms(gini, kl)
+    C = _inputs.integer("num_classes", num_classes)
+    layers, target = _checked(features, target, C, sample_weight, options)
+    return DiscTerms(*_terms(layers, target, C, sample_weight, prior, options, 1.0, 1.0)[1:])
 
 
 def class_histogram(
@@ -209,19 +188,17 @@ def class_histogram(
     target: Tensor,
     num_classes: int,
     *,
-    weight: Tensor | None = None,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
-    activation: str = "relu",
-    center: bool = True,
+    activation: str = "abs",
     feature_dim: int = 1,
     backend: str | None = None,
 ) -> Tensor:
-    """H_cj = sum_i m_ic phi(x_ij - mu_j),   mu_j = sum_i n_i x_ij / sum_i n_i,   n_i = sum_c m_ic
+    """H_cj = sum_i m_ic phi(x_ij) / n_c,   n_c = sum_i m_ic
 
-    How much of feature j fires for class c. m_ic = weight_c * sample_weight_i * 1[target_i = c] for
-    class indices and weight_c * sample_weight_i * target_ic for class probabilities, 0 for ignored
-    rows; mu = 0 with center=False; phi is the activation. Differentiable in the features.
+    The mean activation of feature j over the samples of class c, 0 for an absent class. m_ic =
+    sample_weight_i * 1[target_i = c] for class indices and sample_weight_i * target_ic for class
+    probabilities, 0 for ignored rows; phi is the activation. Differentiable in the features.
 
     Args: as in `disc_terms`, for one features tensor.
 
@@ -231,68 +208,114 @@ def class_histogram(
     Raises:
         ValueError, TypeError, IndexError, RuntimeError: as in `disc_terms`.
     """
-    options = _inputs.Options(ignore_index, activation, center, feature_dim=feature_dim)
-    x = _inputs.features(features, feature_dim)
-    name = backends.resolve(x.device.type, backend)
-    look = name == "reference"
-    labels = _inputs.labels(target, x, num_classes, weight, sample_weight, ignore_index, look)
-    arguments = options.activation, options.center
+    options = _inputs.options(ignore_index, activation, "gini", feature_dim, None, backend)
+    C = _inputs.integer("num_classes", num_classes)
+    if isinstance(features, (list, tuple)):
+        raise TypeError(f"features is a {type(features).__name__}, expected a torch.Tensor")
+    (x,), target = _checked(features, target, C, sample_weight, options)
+    name = _backend(x.device.type, options.backend)
+    rows = _rows(name, target, sample_weight, C, options, accumulation_dtype(x.dtype))
     if name == "reference":
-        return reference.class_histogram(x, labels, *arguments)
-    if torch.compiler.is_compiling():
-        activation, center = arguments
-        return torch.ops.discfused.class_histogram(x, *labels, activation, name, center)[0]
-    return _autograd.ClassHistogram.apply(x, labels, backends.get(name), *arguments)
+        return reference.class_histogram(x, rows, options.activation)
+    return _ops.named(name).histogram(x, rows, C, ACTIVATIONS.index(options.activation))
 
 
-def _layers(
-    features: Tensor | Sequence[Tensor],
+def _without_features(
+    logits: Tensor,
     target: Tensor,
-    num_classes: int,
     weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
     sample_weight: Tensor | None,
-    prior: str | Tensor,
-    options: _inputs.Options,
-    weights: tuple[float, float] | None,
-    differentiable: bool,
-) -> tuple[tuple[Tensor, Tensor, Tensor], Labels]:
-    """penalty, gini and kl, each averaged over the layers; and the labels as checked."""
-    layers = _inputs.layers(features)
-    results = []
-    for layer in layers:
-        x = _inputs.features(layer if differentiable else layer.detach(), options.feature_dim)
-        name = backends.resolve(x.device.type, options.backend)
-        labels = _inputs.labels(
-            target, x, num_classes, weight, sample_weight, options.ignore_index,
-            look=name == "reference",
-        )  # fmt: skip
-        pi = _inputs.prior(prior, num_classes, accumulation_dtype(x.dtype), x.device)
-        results.append(_terms(name, x, labels, pi, options, weights))
-    if len(results) == 1:
-        return results[0], labels
-    return tuple(sum(values) / len(values) for values in zip(*results, strict=True)), labels
+    penalised: bool,
+) -> Tensor:
+    """Cross-entropy alone, of any shape that F.cross_entropy takes; it checks the rest itself."""
+    if penalised:
+        raise ValueError(
+            "features is None, expected [N, D]: pass the features, attach the criterion to the "
+            "model (FusedDiscLoss.attach), or set gini_weight = kl_weight = 0"
+        )
+    target = _inputs.loss_arguments(logits, target, sample_weight)
+    return _cross_entropy.cross_entropy(
+        logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
+    )
+
+
+def _checked(
+    features: object, target: object, C: int, sample_weight: object, options: _inputs.Options
+) -> tuple[list[Tensor], Tensor]:
+    """Every layer as [N, D], and the target."""
+    layers = _inputs.layers(features, options.feature_dim, options.activation)
+    device = layers[0].device
+    target = _inputs.target(target, C, options.ignore_index, device)
+    for x in layers:
+        _inputs.same_device("features", x, device)
+        _inputs.same_length("features", x, target)
+    if sample_weight is not None:
+        _inputs.weights("sample_weight", sample_weight, target.shape[0], device)
+    return layers, target
 
 
 def _terms(
-    name: str,
-    x: Tensor,
-    labels: Labels,
-    prior: Tensor | None,
+    layers: list[Tensor],
+    target: Tensor,
+    C: int,
+    sample_weight: Tensor | None,
+    prior: str | Tensor,
     options: _inputs.Options,
-    weights: tuple[float, float] | None,
+    gini_weight: float,
+    kl_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """penalty, gini, kl, by the backend of that name; both weights are 1 if none are given"""
-    settings = Settings(
-        options.activation, options.center, options.kl_direction == "reverse", options.eps
-    )
-    gini_weight, kl_weight = weights or (1.0, 1.0)
-    if name == "reference":
-        gini, kl = reference.disc_terms(x, labels, prior, settings)
-    elif torch.compiler.is_compiling():
-        activation, *rest = settings
-        gini, kl = torch.ops.discfused.disc_terms(x, *labels, activation, name, prior, *rest)[:2]
-    else:
-        return _autograd.DiscTerms.apply(
-            x, labels, prior, settings, backends.get(name), gini_weight, kl_weight
+    """gini_weight * gini + kl_weight * kl, gini, kl: each averaged over the layers."""
+    name = _backend(target.device.type, options.backend)
+    prepared, results = {}, []
+    for x in layers:
+        dtype = accumulation_dtype(x.dtype)
+        if dtype not in prepared:  # once for all layers, but for those of another precision
+            pi = _inputs.prior(prior, C, dtype, target.device)
+            prepared[dtype] = _rows(name, target, sample_weight, C, options, dtype), pi
+        rows, pi = prepared[dtype]
+        if name == "reference":
+            gini, kl = reference.disc_terms(x, rows, pi, options.activation, options.impurity)
+            results.append((gini_weight * gini + kl_weight * kl, gini, kl))
+        else:
+            terms = _ops.named(name).terms(
+                x, rows, C, pi, ACTIVATIONS.index(options.activation),
+                IMPURITIES.index(options.impurity), gini_weight, kl_weight,
+            )  # fmt: skip
+            results.append(terms[:3])
+    if len(results) == 1:
+        return results[0]
+    return tuple(sum(values) / len(values) for values in zip(*results, strict=True))
+
+
+def _rows(
+    name: str,
+    target: Tensor,
+    sample_weight: Tensor | None,
+    C: int,
+    options: _inputs.Options,
+    dtype: torch.dtype,
+) -> Tensor | list[Tensor]:
+    """Which rows belong to which class, in the form that the backend uses."""
+    if target.requires_grad:
+        target = target.detach()
+    arguments = target, sample_weight, C, options.ignore_index, dtype
+    if name != "reference":
+        return _ops.named(name).rows(*arguments)
+    _inputs.check_labels(target, C, options.ignore_index)
+    return reference.membership(*arguments)
+
+
+def _backend(device_type: str, requested: str | None) -> str:
+    """The backend's name. Under torch.func's transforms it is the reference: of the others, whose
+    kernels read memory, torch.func sees no formula."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+        if requested in (None, "reference"):
+            return "reference"
+        raise RuntimeError(
+            f"backend is {requested!r}, which torch.func cannot transform: "
+            'use backend="reference", or leave backend=None'
         )
-    return gini_weight * gini + kl_weight * kl, gini, kl
+    return backends.resolve(device_type, requested)

@@ -29,7 +29,8 @@ class FusedDiscLoss(nn.Module):
     with `.to(device)`. Under DistributedDataParallel every process's loss is that of its own batch.
 
     Attributes:
-        terms: LossTerms(ce, gini, kl) of the last call, detached: for logging. None before.
+        terms: LossTerms(ce, gini, kl) of the last call, detached: for logging. None before. `gini`
+            is the impurity term, whichever impurity was chosen.
         tap: the FeatureTap of an attached criterion, else None.
 
     Raises: as `fused_disc_loss`; RuntimeError when the tap holds nothing, because the model was not
@@ -45,41 +46,32 @@ class FusedDiscLoss(nn.Module):
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
-        activation: str = "relu",
-        center: bool = True,
+        activation: str = "abs",
+        impurity: str = "gini",
         prior: str | Tensor = "batch",
-        kl_direction: str = "forward",
         feature_dim: int = 1,
-        eps: float = 1e-6,
         process_group=None,
         backend: str | None = None,
     ):
         super().__init__()
-        _inputs.non_negative("gini_weight", gini_weight)
-        _inputs.non_negative("kl_weight", kl_weight)
+        self.gini_weight = _inputs.non_negative("gini_weight", gini_weight)
+        self.kl_weight = _inputs.non_negative("kl_weight", kl_weight)
         _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
-        _inputs.label_smoothing(label_smoothing)
-        _inputs.Options(
-            ignore_index, activation, center, kl_direction, feature_dim, eps, backend,
-            process_group,
-        )  # fmt: skip
-        self.gini_weight = gini_weight
-        self.kl_weight = kl_weight
+        _inputs.options(ignore_index, activation, impurity, feature_dim, process_group, backend)
         self.options = {
             "ignore_index": ignore_index,
             "reduction": reduction,
-            "label_smoothing": label_smoothing,
+            "label_smoothing": _inputs.label_smoothing(label_smoothing),
             "activation": activation,
-            "center": center,
-            "kl_direction": kl_direction,
+            "impurity": impurity,
             "feature_dim": feature_dim,
-            "eps": eps,
             "process_group": process_group,
             "backend": backend,
         }
         for name, value in (("weight", weight), ("prior", prior)):
             if isinstance(value, Tensor):
-                _inputs.weights(name, value, value.numel(), value.device)
+                check = _inputs.weights if name == "prior" else _inputs.numbers
+                check(name, value, value.numel(), value.device)
             elif name == "prior":
                 _inputs.one_of(name, value, _inputs.PRIORS)
             elif value is not None:

@@ -1,14 +1,15 @@
 """What the tests of building and installing share."""
 
-import sysconfig
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-ABI = sysconfig.get_config_var("SOABI")
 
-# In an installed package: prints its file, why its kernels do not load, and its warnings.
-TRAINING_STEP = """
+_TRAINING_STEP = """
 import json, warnings
 import torch
 with warnings.catch_warnings(record=True) as caught:
@@ -29,8 +30,32 @@ print(json.dumps([discfused.__file__, why, warned]))
 """
 
 
-def fake_torch(version="2.9.0+cu130", cuda="13.0"):
-    return SimpleNamespace(__version__=version, version=SimpleNamespace(cuda=cuda, hip=None))
+def training_step(site: Path) -> tuple[Path, str | None, list[str]]:
+    """Trains with the package in a folder, in a process of its own. Where the package was imported
+    from, why its kernels do not load, and what it warned of."""
+    run = subprocess.run(
+        [sys.executable, "-c", _TRAINING_STEP],
+        cwd=site,
+        env={**os.environ, "PYTHONPATH": str(site), "DISCFUSED_BACKEND": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    imported, why, warned = json.loads(run.stdout.splitlines()[-1])
+    return Path(imported), why, warned
+
+
+def fake_torch(gpus=()):
+    """A torch for CUDA 13, and the capabilities of the GPUs that it sees."""
+    return SimpleNamespace(
+        __version__="2.9.0+cu130",
+        version=SimpleNamespace(cuda="13.0"),
+        cuda=SimpleNamespace(
+            is_available=lambda: bool(gpus),
+            device_count=lambda: len(gpus),
+            get_device_capability=lambda index: gpus[index],
+        ),
+    )
 
 
 def executable(path: Path, script: str) -> str:

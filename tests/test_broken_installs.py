@@ -2,25 +2,26 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
 import torch
 
 import discfused
-from installs import ABI, TRAINING_STEP
+from discfused.backends import _library
+from installs import training_step
 
-LIBRARY = f"_C.{ABI}.so"
+LIBRARY = "_C" + EXTENSION_SUFFIXES[0]
 RECORD = {
     "built": ["cpu"],
     "left_out": {},
     "torch": str(torch.__version__),
-    "python_abi": ABI,
     "library": LIBRARY,
 }
 
@@ -45,7 +46,11 @@ BROKEN = {
         b"",
         "torch 2.6.0.cu118, but this is torch .*: run `pip install --force",
     ),
-    "other python": ({"python_abi": "cpython-39"}, b"", "for python_abi cpython-39, but this is"),
+    "other python": (
+        {"library": "_C.cpython-39-darwin.so"},
+        b"",
+        "_C.cpython-39-darwin.so is not for this Python, which loads .* run `pip install",
+    ),
     "missing": ({}, None, f"{LIBRARY} is missing: run `pip install"),
     "truncated": ({"sha256": "of the whole"}, b"\x7fELF", "is not the file that was built: run"),
     "foreign": ({}, b"MZ, from Windows", "loading the compiled kernels failed .ImportError.*: run"),
@@ -71,11 +76,29 @@ def test_a_broken_install_still_trains(case, tmp_path):
             record = {"sha256": hashlib.sha256(library.read_bytes()).hexdigest()} | record
         (package / "_build.json").write_text(json.dumps(record))
 
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DISCFUSED_BACKEND": ""}
-    command = [sys.executable, "-c", TRAINING_STEP]
-    output = subprocess.check_output(command, text=True, cwd=tmp_path, env=environment)
-    imported, why, warned = json.loads(output.splitlines()[-1])
-    assert Path(imported).is_relative_to(tmp_path)
+    imported, why, warned = training_step(tmp_path)
+    assert imported.is_relative_to(tmp_path)
     assert len(warned) == 1
     assert why in warned[0]
     assert re.search(expected, why), why
+
+
+def test_first_calls_of_several_threads_load_once(monkeypatch):
+    def check(record):
+        checked.append(record)
+        time.sleep(0.05)  # time enough for the others to come in
+        raise _library.LibraryUnavailable("gone", "mend it")
+
+    def load(_):
+        with pytest.raises(_library.LibraryUnavailable, match="gone: mend it"):
+            _library.load()
+
+    checked = []
+    monkeypatch.setattr(_library, "_check", check)
+    _library._load_once.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(load, range(4)))
+    finally:
+        _library._load_once.cache_clear()
+    assert len(checked) == 1

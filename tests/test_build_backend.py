@@ -1,11 +1,8 @@
 """Which torch a build asks for, and compiles against: that of the environment it is made for."""
 
 import importlib.metadata
-import os
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,60 +11,52 @@ import build_backend
 import build_plan
 from build_backend import Torch
 from build_plan import LeftOut
-from installs import ROOT, executable
 
 pytestmark = pytest.mark.usefixtures("no_variables")
 
 
 @pytest.fixture
-def targets(monkeypatch):
-    """The target environment as the frontend's interpreter and as uv see it."""
-    seen = SimpleNamespace(interpreter=None, uv=None)
+def build(monkeypatch, tmp_path):
+    """A function that says what the build's interpreter would import, and who made the build."""
 
-    def ask_uv():
-        if isinstance(seen.uv, LeftOut):
-            raise seen.uv
-        return seen.uv
+    def make(found: Torch | None, frontend: str = "pip") -> None:
+        # pip lays setuptools over the target; uv makes an environment that holds it
+        folder = {"pip": str(tmp_path), "uv": sys.prefix}[frontend]
+        monkeypatch.setattr(build_backend, "_ask_interpreter", lambda: found)
+        monkeypatch.setattr(build_backend.setuptools, "__file__", f"{folder}/setuptools.py")
+        monkeypatch.setattr(build_plan, "find_compiler", lambda: "GCC 12.2")
 
-    monkeypatch.setattr(build_backend, "_ask_interpreter", lambda: seen.interpreter)
-    monkeypatch.setattr(build_backend, "_ask_uv", ask_uv)
-    monkeypatch.setattr(build_plan, "find_compiler", lambda: "GCC 12.2")
-    return seen
+    return make
 
 
 @pytest.mark.parametrize("version", ["2.6.0", "2.13.0+cpu", "2.10.0a0+git1", "3.0"])
-def test_a_target_with_torch_is_asked_for_no_other(targets, version):
-    targets.interpreter = Torch(version, [])
+def test_a_target_with_torch_is_asked_for_no_other(build, version):
+    build(Torch(version, []))
     assert build_backend.get_requires_for_build_wheel() == []
 
 
 @pytest.mark.parametrize("found", [None, Torch("2.5.1", [])])
-def test_a_target_without_a_usable_torch_gets_the_one_that_the_install_brings(targets, found):
-    targets.interpreter = targets.uv = found
+def test_a_target_without_a_usable_torch_gets_the_one_that_the_install_brings(build, found):
+    build(found)
     required = build_backend.get_requires_for_build_editable()
     assert required == [
         line for line in importlib.metadata.requires("discfused") if "extra" not in line
     ]
 
 
-def test_a_build_environment_of_its_own_looks_at_the_target(targets, monkeypatch, tmp_path):
-    targets.uv = Torch("2.9.0", [])
-    monkeypatch.setattr(build_backend.setuptools, "__file__", f"{sys.prefix}/setuptools.py")
-    assert build_backend.target_torch() == targets.uv
-    # as pip does: the requirements lie over the target, which is then known to have no torch
-    monkeypatch.setattr(build_backend.setuptools, "__file__", str(tmp_path / "setuptools.py"))
-    assert build_backend.target_torch() is None
-
-
-def test_an_unknown_target_is_not_compiled_for(targets, monkeypatch):
-    targets.uv = LeftOut("the target is unknown", "name it")
-    monkeypatch.setattr(build_backend.setuptools, "__file__", f"{sys.prefix}/setuptools.py")
+def test_an_unknown_target_is_not_compiled_for(build, monkeypatch):
+    build(None, "uv")
+    monkeypatch.setattr(build_backend.importlib.util, "find_spec", lambda name: None)
     assert build_backend.get_requires_for_build_wheel() == []
-    with pytest.raises(LeftOut, match="unknown"):
-        build_backend.target_torch()
+    plan = build_plan.decide("auto", build_backend.import_torch)
+    assert plan.parts == []
+    assert "uv pip install --no-build-isolation ." in plan.left_out["cpu"].fix
+    with pytest.raises(SystemExit, match=r"BUILD is 'cpu', but .* cannot see which torch"):
+        build_plan.decide("cpu", build_backend.import_torch)
 
 
-def test_torch_is_not_fetched_for_nothing(targets, monkeypatch):
+def test_torch_is_not_fetched_for_nothing(build, monkeypatch):
+    build(None)
     monkeypatch.setenv("DISCFUSED_BUILD", "none")
     assert build_backend.get_requires_for_build_wheel() == []
 
@@ -87,28 +76,15 @@ def test_the_interpreter_tells_through_pips_isolation(monkeypatch, tmp_path):
     assert str(Path(torch.__file__).parents[1]) in found.path
 
 
-UV = """
-case "$*" in
-*show*) echo "$VIRTUAL_ENV $*" > {log}; echo Version: 2.9.1; echo Location: /target;;
-*) UV=$0 VIRTUAL_ENV=/made/for/the/build {python} -c \
-    "import build_backend; print(build_backend._ask_uv())"; exit $?;;
-esac
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
-    ("arguments", "options"),
-    [("install .", ""), ("install -p 3.12 .", " --python=3.12"), ("sync --system x", " --system")],
+    ("version", "expected"),
+    [("2.5.1", r"torch is 2\.5\.1, expected >= 2\.6"), (None, "importing torch failed")],
 )
-def test_uv_is_asked_in_the_way_it_was_started(tmp_path, arguments, options):
-    log = tmp_path / "log"
-    uv = executable(tmp_path / "uv", UV.format(log=log, python=sys.executable))
-    environment = {**os.environ, "VIRTUAL_ENV": "/target", "PYTHONPATH": str(ROOT / "csrc")}
-    run = subprocess.run(
-        [uv, "pip", *arguments.split()], capture_output=True, text=True, env=environment
-    )
-    assert run.stdout.strip() == "Torch(version='2.9.1', path=['/target'])", run.stderr
-    assert log.read_text().strip() == f"/target pip show torch{options}"
-    run = subprocess.run([uv, "sync"], capture_output=True, text=True, env=environment)
-    assert "cannot see which one discfused will run with" in run.stderr
+def test_a_torch_that_cannot_serve(monkeypatch, version, expected):
+    if version is None:
+        monkeypatch.setitem(sys.modules, "torch", None)
+        monkeypatch.setattr(build_backend.importlib.util, "find_spec", lambda name: name)
+    else:
+        monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(LeftOut, match=expected):
+        build_backend.import_torch()

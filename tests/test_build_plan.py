@@ -48,13 +48,13 @@ def test_compilers_are_told_apart(monkeypatch, tmp_path, macros, expected):
     assert ("threads" in plan.left_out) == expected.startswith("Clang")
 
 
-def test_a_part_that_does_not_compile(monkeypatch):
-    monkeypatch.setattr(build_plan, "find_compiler", lambda: "GCC 12.2")
-    monkeypatch.setattr(build_plan, "find_cuda", lambda *_: None)
+def test_a_part_that_does_not_compile(toolkit):
+    toolkit()
     plan = build_plan.decide("auto", fake_torch)
+    assert plan.record()["built"] == ["cpu", "cuda"]
     plan.compiling_failed(RuntimeError("no such header"))
-    assert plan.parts == ["cpu"]
-    assert "the cuda kernels with GCC 12.2 failed (no such header)" in str(plan.left_out["cuda"])
+    assert plan.record()["built"] == ["cpu"]
+    assert f"the cuda kernels with {plan.compiler} failed (no such h" in str(plan.left_out["cuda"])
     plan = build_plan.decide("cuda", fake_torch)
     with pytest.raises(SystemExit, match="no such header"):
         plan.compiling_failed(RuntimeError("no such header"))
@@ -64,7 +64,7 @@ NVCC = """
 case "$1" in
 --version) echo "Cuda compilation tools, release {version}, V{version}.88";;
 --dryrun) echo "#$ TOP={home}/bin/.." >&2;;
---list-gpu-code) printf "sm_75\\nsm_80\\nsm_90\\nsm_90a\\nsm_120\\n";;
+--list-gpu-code) printf "sm_75\\nsm_80\\nsm_90\\nsm_90a\\n";;
 esac
 """
 
@@ -72,38 +72,54 @@ esac
 @pytest.fixture
 def toolkit(monkeypatch, tmp_path):
     """A function that puts on PATH an nvcc of a version, which lives outside of its toolkit."""
-    (tmp_path / "csrc/cuda").mkdir(parents=True)
-    (tmp_path / "csrc/cuda/kernels.cu").touch()
-    monkeypatch.setattr(build_plan, "CSRC", tmp_path / "csrc")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
 
-    def make(version="13.0", headers=True):
+    def make(version="13.0"):
         home = tmp_path / "toolkit"
-        executable(tmp_path / "bin/nvcc", NVCC.format(version=version, home=home))
         (home / "bin").mkdir(parents=True)
-        if headers:
-            (home / "include").mkdir()
-            (home / "include/cuda_runtime.h").touch()
+        executable(tmp_path / "bin/nvcc", NVCC.format(version=version, home=home))
         return home
 
     return make
 
 
-def test_cuda_follows_torch_and_nvcc_not_a_visible_gpu(toolkit):
+def nvcc_for(*gpus) -> build_plan.Nvcc:
+    return build_plan.decide("cuda", lambda: fake_torch(gpus=gpus)).nvcc
+
+
+def test_cuda_needs_no_gpu(toolkit):
     home = toolkit()
-    nvcc = build_plan.find_cuda("auto", "2.9.0+cu130", "13.0")
+    nvcc = nvcc_for()
     assert nvcc.home == home.resolve()
-    assert nvcc.architectures() == ["8.0", "9.0", "12.0+PTX"]
-    assert nvcc.architecture_flags()[-2:] == [
-        "-gencode=arch=compute_120,code=sm_120",
-        "-gencode=arch=compute_120,code=compute_120",
+    assert nvcc.architectures() == ["8.0", "9.0+PTX"]
+    assert nvcc.architecture_flags() == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
     ]
+
+
+def test_every_gpu_in_sight_is_compiled_for(toolkit):
+    toolkit()
+    assert nvcc_for((9, 0), (7, 5), (9, 0)).architectures() == ["7.5", "9.0"]
+    assert nvcc_for((9, 0), (12, 0)).architectures() == ["9.0"]  # as far as nvcc knows them
+    with pytest.raises(SystemExit, match=r"13\.0\) knows none of .* 12\.0: set CUDA_HOME"):
+        nvcc_for((12, 0))
+
+
+def test_a_gpu_that_does_not_answer(toolkit):
+    def busy(index):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    torch = fake_torch(gpus=[(9, 0)])
+    torch.cuda.get_device_capability = busy
+    assert build_plan.visible_gpus(torch) == []
 
 
 def test_the_architectures_that_the_user_chose(toolkit, monkeypatch):
     toolkit()
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;9.0 10.0+PTX")
-    nvcc = build_plan.find_cuda("auto", "2.9.0+cu130", "13.0")
+    nvcc = nvcc_for((8, 0))
     assert nvcc.architectures() == ["7.5", "9.0", "10.0+PTX"]
     assert nvcc.architecture_flags() == []
 
@@ -118,11 +134,8 @@ def test_cuda_reasons_name_both_versions_and_the_fix(toolkit, monkeypatch, tmp_p
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
     assert "gone/bin/nvcc: install the CUDA 13 toolkit" in reason()
     monkeypatch.delenv("CUDA_HOME")
-    toolkit("12.4", headers=False)
+    toolkit("12.4")
     assert "CUDA 12.4, but torch 2.9.0+x is built for CUDA 13.0: set CUDA_HOME" in reason()
-    assert "cuda_runtime.h is missing" in reason("12.8")
-    (tmp_path / "csrc/cuda/kernels.cu").unlink()
-    assert "no CUDA kernels: build with DISCFUSED_BUILD=cpu" in reason()
 
 
 def test_jobs_are_bounded_by_memory(monkeypatch):

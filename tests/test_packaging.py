@@ -16,7 +16,7 @@ import torch
 
 import build_backend
 import discfused
-from installs import ROOT, TRAINING_STEP
+from installs import ROOT, executable, training_step
 
 pytestmark = pytest.mark.usefixtures("no_variables")
 
@@ -29,19 +29,29 @@ def build(hook: str, folder: Path, choice: str) -> subprocess.CompletedProcess:
     generated = shutil.ignore_patterns(".*", "build", "*.egg-info", "_C*", "_build.json")
     shutil.copytree(ROOT, sources, ignore=generated)
     script = f"import build_backend; build_backend.{hook}({str(folder)!r})"
-    environment = {
-        **os.environ, "PYTHONPATH": str(sources / "csrc"), "DISCFUSED_BUILD": choice
-    }  # fmt: skip
+    variables = {"PYTHONPATH": str(sources / "build_tools"), "DISCFUSED_BUILD": choice}
     return subprocess.run(
-        [sys.executable, "-c", script], cwd=sources, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        cwd=sources,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
     )
 
 
 def built(hook: str, folder: Path, choice: str) -> Path:
     run = build(hook, folder, choice)
     assert run.returncode == 0, run.stdout + run.stderr
-    (archive,) = (path for path in folder.iterdir() if path.is_file())
+    (archive,) = (path for path in folder.iterdir() if path.suffix in (".whl", ".gz"))
     return archive
+
+
+def unpacked(wheel: Path) -> tuple[Path, dict]:
+    """Where it lies, and what the build wrote down."""
+    site = wheel.parent / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site, json.loads((site / "discfused/_build.json").read_text())
 
 
 def test_the_version_is_one_number():
@@ -58,14 +68,15 @@ def test_nothing_can_replace_the_torch_that_is_installed():
 def test_the_pure_wheel(tmp_path):
     wheel = built("build_wheel", tmp_path, "none")
     assert wheel.name.endswith("-py3-none-any.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        record = json.loads(archive.read("discfused/_build.json"))
-    assert "discfused/backends/_library.py" in names
-    assert {f"discfused/recipes/{name}" for name in ("digits.yaml", "caltech101_split.json")} <= {
-        *names
-    }
-    assert not [name for name in names if name.startswith(("csrc", "tests", "discfused/_C"))]
+    site, record = unpacked(wheel)
+    names = {str(path.relative_to(site)) for path in site.rglob("*.*")}
+    assert {
+        "discfused/backends/_library.py",
+        "discfused/recipes/digits.yaml",
+        "discfused/recipes/caltech101_split.json",
+    } <= names
+    assert not [name for name in names if not name.startswith("discfused")]
+    assert not [name for name in names if name.startswith("discfused/_C")]
     assert record["built"] == []
     assert "DISCFUSED_BUILD=none" in record["left_out"]["cpu"]["reason"]
 
@@ -73,27 +84,33 @@ def test_the_pure_wheel(tmp_path):
 def test_the_wheel_without_a_compiler(tmp_path, no_compiler):
     wheel = built("build_wheel", tmp_path, "auto")
     assert wheel.name.endswith("-py3-none-any.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        record = json.loads(archive.read("discfused/_build.json"))
+    _, record = unpacked(wheel)
     for part in ("cpu", "cuda"):
         assert "/nonexistent/c++" in record["left_out"][part]["reason"]
         assert "install GCC" in record["left_out"][part]["fix"]
 
 
-@pytest.mark.parametrize("choice", ["cpu", "cuda"])
-def test_what_was_asked_for_and_is_impossible_ends_the_build(tmp_path, no_compiler, choice):
-    run = build("build_wheel", tmp_path, choice)
-    assert run.returncode != 0
-    assert f"DISCFUSED_BUILD is '{choice}', but the C++ compiler" in run.stderr
-    assert "install GCC" in run.stderr
-    assert not list(tmp_path.glob("*.whl"))
+@pytest.mark.parametrize("choice", ["auto", "cpu"])
+def test_sources_that_do_not_compile(tmp_path, monkeypatch, choice):
+    probe_only = 'case "$*" in *-dM*) exec c++ "$@";; *) exit 1;; esac'
+    monkeypatch.setenv("CXX", executable(tmp_path / "bin/c++", probe_only))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
+    if choice == "cpu":  # asked for by name
+        run = build("build_wheel", tmp_path, choice)
+        assert run.returncode != 0
+        assert "DISCFUSED_BUILD is 'cpu', but compiling the cpu kernels with" in run.stderr
+        return
+    site, _ = unpacked(built("build_wheel", tmp_path, choice))
+    _, why, warned = training_step(site)
+    assert "compiling the cpu kernels" in why and "pip install --verbose" in why
+    assert len(warned) == 1
 
 
 def test_the_sdist_holds_what_the_build_and_the_tests_need(tmp_path):
     sdist = built("build_sdist", tmp_path, "cuda")  # compiles nothing, so can always be made
     with tarfile.open(sdist) as archive:
         packed = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    for folder in ("csrc", "discfused", "tests", "benchmarks"):
+    for folder in ("build_tools", "csrc", "discfused", "tests", "benchmarks"):
         for path in (ROOT / folder).rglob("*.*"):
             if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
                 assert str(path.relative_to(ROOT)) in packed
@@ -104,12 +121,7 @@ def test_the_sdist_holds_what_the_build_and_the_tests_need(tmp_path):
 def test_the_compiled_wheel(tmp_path):
     wheel = built("build_wheel", tmp_path, "cpu")
     assert not wheel.name.endswith("-any.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "installed")
-    record = json.loads((tmp_path / "installed/discfused/_build.json").read_text())
+    site, record = unpacked(wheel)
     assert record["built"] == ["cpu"]
     assert record["torch"] == torch.__version__
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "DISCFUSED_BACKEND": ""}
-    command = [sys.executable, "-c", TRAINING_STEP]
-    output = subprocess.check_output(command, text=True, cwd=tmp_path, env=environment)
-    assert json.loads(output.splitlines()[-1])[1:] == [None, []]
+    assert training_step(site)[1:] == (None, [])

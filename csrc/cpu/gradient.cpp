@@ -1,267 +1,187 @@
-// features, gradient of the table -> d loss / d features
+// d loss / d features, from what `terms` kept or from a given gradient of the table
+
+#include <ATen/ops/empty.h>
 
 #include <cstring>
-#include <vector>
+#include <memory>
 
-#include "cpu/block_histogram.h"
-#include "cpu/blocks.h"
-#include "cpu/checks.h"
-#include "cpu/memory.h"
+#include "cpu/fresh_memory.h"
+#include "cpu/kept.h"
 #include "cpu/ops.h"
-#include "disc_math.h"
 
 namespace discfused::cpu {
 
 namespace {
 
-// d loss / d features, as bytes: [N, D] of the type of features.
+template <typename Acc>
+using Numbers = std::unique_ptr<Acc[]>;
+
 struct Output {
-  explicit Output(const at::Tensor& dx)
-      : data(static_cast<char*>(dx.mutable_data_ptr())),
-        element_bytes(static_cast<int64_t>(dx.element_size())),
-        row_bytes(dx.size(1) * element_bytes),
-        bytes(dx.size(0) * row_bytes) {}
+  at::Tensor tensor;
+  bool stream;
+
+  explicit Output(const Features& x) {
+    constexpr uintptr_t kLine = 64;
+    constexpr size_t kLarge = size_t{4} << 20;  // would push everything else out of the cache
+    tensor = at::empty({x.N, x.D}, x.tensor.options());
+    prepare(tensor);
+    const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    stream = tensor.nbytes() >= kLarge && address % kLine == 0 &&
+             x.D * tensor.element_size() % kLine == 0;
+  }
 
   char* at(int64_t row, int64_t column) const {
-    return data + row * row_bytes + column * element_bytes;
+    return static_cast<char*>(tensor.mutable_data_ptr()) +
+           (row * tensor.size(1) + column) * tensor.element_size();
   }
-
-  // It will not be found in the caches again.
-  bool large() const { return bytes >= int64_t{8} << 20; }
-
-  bool rows_aligned() const {
-    return reinterpret_cast<uintptr_t>(data) % kAlignment == 0 && row_bytes % kAlignment == 0;
+  Columns<void*> columns(int64_t first, int64_t count) const {
+    return {at(0, first), tensor.size(1), count};
   }
-
-  char* data;
-  int64_t element_bytes, row_bytes, bytes;
+  void zero(int64_t row) const {
+    std::memset(at(row, 0), 0, tensor.size(1) * tensor.element_size());
+  }
 };
 
-// The upstream gradient: either of the table, or of gini and kl, from which that of the table
-// follows.
-template <typename Acc>
-struct Upstream {
-  const Acc* grad_table;    // [S, D], or null
-  const Acc* feature_coef;  // [3, D], from terms
-  const Acc* slot_coef;     // [S], from terms
-  Acc g1, g2;               // of gini and kl, with their weights
-};
-
-// The gradient of a block of the table: the table itself and what turns it into its gradient.
-template <typename Acc>
-class BlockGradient {
- public:
-  BlockGradient(const Upstream<Acc>& upstream, const std::vector<int32_t>& slots, int64_t D)
-      : upstream_(upstream),
-        slots_(slots),
-        D_(D),
-        slot_coef_(slots.size()),
-        slot_offset_(slots.size()) {
-    if (upstream.grad_table) return;
-    for (size_t k = 0; k < slots.size(); ++k) {
-      slot_coef_[k] = upstream.slot_coef[slots[k]];
-      slot_offset_[k] = upstream.g2 * slot_coef_[k];
-    }
-  }
-
-  // `table` holds the histogram of the block; a given gradient is written over it.
-  void start(int64_t column, Span span, const Table<Acc>& table) {
-    for (ColumnValues<Acc>* values : {&projection_, &slope_sum_, &slope_table_, &slope_coef_}) {
-      values->fill(0);
-    }
-    if (!upstream_.grad_table) return;
-    for (size_t k = 0; k < slots_.size(); ++k) {
-      const Acc* row = upstream_.grad_table + slots_[k] * D_ + column;
-      std::copy(row, row + span.columns, table.data + k * table.stride);
-    }
-  }
-
-  // To be filled before pull() and shift().
-  Correlations<Acc> correlations() { return {projection_, slope_sum_, slope_table_, slope_coef_}; }
-  const Acc* slot_coef() const { return slot_coef_.data(); }
-
-  Pull<Acc> pull(int64_t column, Span span) {
-    const Acc given = upstream_.grad_table ? 1 : 0;
-    outer_.fill(given);
-    constant_.fill(0);
-    slope_.fill(given);
-    for (int64_t j = 0; j < span.columns && !upstream_.grad_table; ++j) {
-      const Acc* coef = upstream_.feature_coef + column + j;
-      const Acc inverse = coef[D_];
-      const FeaturePull<Acc> pull = feature_pull(
-          coef[0], inverse, coef[2 * D_], inverse == 0 ? Acc(0) : inverse * projection_[j],
-          upstream_.g1, upstream_.g2);
-      outer_[j] = pull.outer;
-      constant_[j] = pull.constant;
-      slope_[j] = pull.slope;
-    }
-    return {outer_, constant_, slope_, slot_offset_.data()};
-  }
-
-  // sum_s F_s G_s: every row has moved the mean, and with it all the others. After pull().
-  void shift(Span span, ColumnValues<Acc>& shift) {
-    for (int64_t j = 0; j < span.width; ++j) {
-      const Acc sum = constant_[j] * slope_sum_[j] + slope_[j] * slope_table_[j] +
-                      upstream_.g2 * slope_coef_[j];
-      shift[j] = outer_[j] == 0 ? Acc(0) : outer_[j] * sum;
-    }
-  }
-
- private:
-  const Upstream<Acc>& upstream_;
-  const std::vector<int32_t>& slots_;
-  int64_t D_;
-  ColumnValues<Acc> projection_, slope_sum_, slope_table_, slope_coef_;
-  ColumnValues<Acc> outer_, constant_, slope_;
-  std::vector<Acc> slot_coef_, slot_offset_;
-};
-
-template <typename Acc>
-void gradient_blocks(
-    const Features& x, const RowPlan<Acc>& plan, Acc total, int activation, const Acc* given_mean,
-    const Upstream<Acc>& upstream, const SavedBlocks<Acc>& saved, const Output& output) {
-  using Chunk = typename RowPlan<Acc>::Chunk;
-  const Kernels<Acc>& kernel = kernels<Acc>();
-  const int64_t slots = static_cast<int64_t>(plan.slots.size());
-  const bool stream = output.large() && output.rows_aligned();
-  const bool centered = given_mean != nullptr;
-  const Acc scale = 1 / total;
-  const bool looks_back = centered || !upstream.grad_table;  // at the histogram
-  const bool by_signs =
-      looks_back && plan.one_entry_per_row && activation == static_cast<int>(Activation::kRelu);
-  const Slope slope = by_signs ? Slope::kSigns : centered ? Slope::kTable : Slope::kNone;
-  parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
-    BlockHistogram<Acc> histogram(x, plan, activation, slope);
-    BlockGradient<Acc> gradient(upstream, plan.slots, x.D);
-    const Scratch<Acc> grads(plan.one_entry_per_row ? 0 : kChunkRows * kBlockColumns<Acc>);
-    ColumnValues<Acc> mean, shift;
-    for_each_block([&](int64_t block) {
-      const auto place = saved.at(block);
-      histogram.start(block, place);
-      const Span span = histogram.span();
-      const int64_t column = block * kBlockColumns<Acc>;
-      for (int64_t k = plan.rows; k < x.N; ++k) {
-        std::memset(output.at(plan.order[k], column), 0, span.columns * output.element_bytes);
+// Hard labels: a row of G serves all rows of its class. fill(slot, first column, columns, G)
+template <typename Acc, typename Fill>
+void write_hard(
+    const Features& x, const Rows<Acc>& rows, int activation, const Output& dx, const Fill& fill) {
+  const auto write_rows = kernels<Acc>().write_rows[activation][x.type];
+  for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t width, const auto& for_each) {
+    const Numbers<Acc> G(new Acc[width]);
+    for_each([&](const Tile& tile) {
+      const auto from = x.columns(tile.first_column, tile.columns);
+      const auto to = dx.columns(tile.first_column, tile.columns);
+      for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
+        fill(slot, tile.first_column, tile.columns, G.get());
+        write_rows(rows.of_slot(slot), from, G.get(), to, dx.stream);
       }
-      const Table<const Acc> table = histogram.table().as_const();
-      centered ? mean.read(given_mean + column, span) : mean.fill(0);
-      if (!place.table && looks_back) {
-        histogram.fill(mean, nullptr, by_signs ? Look::kInPlace : Look::kPacked);
-      }
-      gradient.start(column, span, histogram.table());
-      if (by_signs) {
-        histogram.rows().for_each_signed_chunk([&](const Chunk& chunk, const RowChunk<Acc>& rows) {
-          kernel.correlate_signs(
-              rows, chunk.view(), table, gradient.slot_coef(), scale, span,
-              gradient.correlations());
-        });
-      } else if (looks_back) {
-        kernel.correlate(
-            table, histogram.slopes().as_const(), slots, gradient.slot_coef(), scale, span,
-            gradient.correlations());
-      }
-      const Pull<Acc> pull = gradient.pull(column, span);
-      shift.fill(0);
-      if (centered) gradient.shift(span, shift);
-
-      const Target target{output.at(0, column), x.D, stream};
-      if (by_signs) {
-        histogram.rows().for_each_signed_chunk([&](const Chunk& chunk, const RowChunk<Acc>& rows) {
-          kernel.write_signs[x.type](rows, shift, chunk.view(), pull, span, table, target);
-        });
-        return;
-      }
-      histogram.rows().for_each_chunk(
-          Look::kPacked, [&](const Chunk& chunk, const RowChunk<Acc>& packed) {
-            const Runs<Acc> runs = chunk.view();
-            if (plan.one_entry_per_row) {
-              kernel.write[activation][x.type](
-                  packed, mean, shift, runs, pull, span, table, target);
-            } else {
-              std::memset(grads.get(), 0, chunk.rows * span.width * sizeof(Acc));
-              kernel.spread(grads.get(), runs, pull, span, table);
-              kernel.write_spread[activation][x.type](
-                  packed, mean, shift, grads.get(), span, target);
-            }
-          });
     });
-    if (stream) fence_streams();
+    if (dx.stream) fence_streams();
+  });
+  for (int64_t k = rows.count(); k < x.N; ++k) dx.zero(rows.order[k]);
+}
+
+// Soft labels: each row has a combination of the rows of G.
+template <typename Acc, typename Fill>
+void write_soft(
+    const Features& x, const SoftRows<Acc>& soft, int activation, const Output& dx,
+    const Fill& fill) {
+  const int64_t slots = soft.by_class().slots, width = padded(x.D);
+  const Numbers<Acc> table(new Acc[slots * width]);
+  at::parallel_for(0, slots, grain(slots * width, slots), [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      fill(slot, 0, x.D, table.get() + slot * width);
+    }
+  });
+  const auto write_rows = kernels<Acc>().write_rows[activation][x.type];
+  at::parallel_for(0, x.N, grain(x.N * x.D, x.N), [&](int64_t begin, int64_t end) {
+    const Numbers<Acc> G(new Acc[2 * width]);
+    const Acc one = 1;
+    for (int64_t i = begin; i < end; ++i) {
+      const ClassRows<Acc> slots_of_row = soft.of_row(i);
+      if (slots_of_row.count == 0) {
+        dx.zero(i);
+        continue;
+      }
+      kernels<Acc>().combine(slots_of_row, {table.get(), width, width}, G.get(), G.get() + width);
+      write_rows({&i, &one, 1}, x.columns(0, x.D), G.get(), dx.columns(0, x.D), dx.stream);
+    }
+    if (dx.stream) fence_streams();
   });
 }
 
-// Tensors as the bindings take them: grad_table, or all the others.
-struct UpstreamTensors {
-  const std::optional<at::Tensor>&grad_table, &feature_coef, &slot_coef, &grad_gini, &grad_kl;
-  double gini_weight, kl_weight;
-};
+template <typename Acc, typename Fill>
+void write_gradient(
+    const Features& x, const Rows<Acc>& rows, const SoftRows<Acc>* soft, int activation,
+    const Output& dx, const Fill& fill) {
+  if (soft) {
+    write_soft(x, *soft, activation, dx, fill);
+  } else {
+    write_hard(x, rows, activation, dx, fill);
+  }
+}
+
+template <typename Acc>
+double upstream(const OptionalTensor& penalty, double weight, const OptionalTensor& term) {
+  double sum = 0;
+  for (const OptionalTensor* grad : {&penalty, &term}) {
+    if (!*grad || !(*grad)->defined()) continue;
+    check_shape(**grad, {}, "an upstream gradient");
+    sum += *(*grad)->const_data_ptr<Acc>() * (grad == &penalty ? weight : 1);
+  }
+  return sum;
+}
 
 template <typename Acc>
 at::Tensor gradient_as(
-    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
-    const at::Tensor& total, const std::optional<at::Tensor>& soft,
-    const std::optional<at::Tensor>& mean, int activation, const UpstreamTensors& tensors,
-    const std::optional<at::Tensor>& saved) {
-  const Features x(features);
-  at::Tensor means, grad_table, feature_coef, slot_coef;
-  if (mean) {
-    check_shape(*mean, {x.D}, "mean");
-    means = mean->contiguous();
-  }
-  Upstream<Acc> upstream{};
-  int64_t S = 0;
-  if (tensors.grad_table) {
-    S = tensors.grad_table->size(0);
-    check_shape(*tensors.grad_table, {S, x.D}, "grad_table");
-    grad_table = tensors.grad_table->contiguous();
-    upstream.grad_table = grad_table.const_data_ptr<Acc>();
-  } else {
-    TORCH_CHECK_VALUE(
-        tensors.feature_coef && tensors.slot_coef && tensors.grad_gini && tensors.grad_kl,
-        "without grad_table, feature_coef, slot_coef, grad_gini and grad_kl are needed, but one of "
-        "them is None");
-    S = tensors.slot_coef->size(0);
-    check_shape(*tensors.feature_coef, {3, x.D}, "feature_coef");
-    check_shape(*tensors.slot_coef, {S}, "slot_coef");
-    feature_coef = tensors.feature_coef->contiguous();
-    slot_coef = tensors.slot_coef->contiguous();
-    upstream.feature_coef = feature_coef.const_data_ptr<Acc>();
-    upstream.slot_coef = slot_coef.const_data_ptr<Acc>();
-    upstream.g1 =
-        scalar<Acc>(*tensors.grad_gini, "grad_gini") * static_cast<Acc>(tensors.gini_weight);
-    upstream.g2 = scalar<Acc>(*tensors.grad_kl, "grad_kl") * static_cast<Acc>(tensors.kl_weight);
-  }
-  const RowPlan<Acc> plan = make_plan<Acc>(slot, row_weight, soft, x.N, S);
-  SavedBlocks<Acc> blocks(plan, S, x.D);
-  at::Tensor memory;
-  if (saved) {
-    check_shape(*saved, {blocks.elements()}, "saved");
-    memory = saved->contiguous();
-    const auto address = reinterpret_cast<uintptr_t>(memory.const_data_ptr());
-    if (address % kAlignment) memory = memory.clone();  // a hook of autograd has moved it
-    blocks.use(memory.mutable_data_ptr<Acc>());
-  }
-  at::Tensor dx = empty_kept({x.N, x.D}, features.options());
-  const Output output(dx);
-  gradient_blocks<Acc>(
-      x, plan, nonzero(scalar<Acc>(total, "total")), activation,
-      mean ? means.const_data_ptr<Acc>() : nullptr, upstream, blocks, output);
-  return dx;
+    const Features& x, at::TensorList row_tensors, at::TensorList kept_tensors, Acc g1, Acc g2,
+    int activation) {
+  TORCH_CHECK_VALUE(kept_tensors.size() == 1, "kept holds ", kept_tensors.size(), " tensors");
+  const int64_t W = padded(x.D);
+  // (S + 4) W + S numbers
+  const int64_t S = (kept_tensors[0].numel() - 4 * W) / (W + 1);
+  check_shape(kept_tensors[0], {Kept<Acc>::numbers(S, x.D)}, "kept[0]");
+  const at::Tensor memory = kept_tensors[0].contiguous();
+  const Kept<Acc> kept(const_cast<Acc*>(memory.const_data_ptr<Acc>()), S, x.D);
+  const int64_t C = is_soft(row_tensors) ? row_tensors[1].size(1) : S;
+  const Output dx(x);
+  with_rows<Acc>(row_tensors, x.N, C, [&](const Rows<Acc>& rows, const SoftRows<Acc>* soft) {
+    const Numbers<Acc> constant(new Acc[W]), slope(new Acc[W]);
+    for (int64_t j = 0; rows.slots > 0 && j < W; ++j) {
+      constant[j] = g1 * kept.constant[j] - g2 * kept.projection[j];
+      slope[j] = -g1 * kept.slope[j];
+    }
+    write_gradient(x, rows, soft, activation, dx, [&](auto slot, auto first, auto count, Acc* G) {
+      kernels<Acc>().gradient_row(
+          {kept.inverse + first, constant.get() + first, slope.get() + first},
+          kept.H + slot * W + first, g2 * kept.slot_coef[slot], padded(count), G);
+    });
+  });
+  return dx.tensor;
+}
+
+template <typename Acc>
+at::Tensor histogram_gradient_as(
+    const Features& x, at::TensorList row_tensors, const at::Tensor& grad, int activation) {
+  TORCH_CHECK_VALUE(
+      grad.dim() == 2 && grad.size(1) == x.D, "grad has shape ", grad.sizes(), ", expected [C, ",
+      x.D, "]");
+  const at::Tensor table = grad.contiguous();
+  const Acc* data = table.const_data_ptr<Acc>();
+  const Output dx(x);
+  with_rows<Acc>(
+      row_tensors, x.N, grad.size(0), [&](const Rows<Acc>& rows, const SoftRows<Acc>* soft) {
+        const auto fill = [&](int64_t slot, int64_t first, int64_t count, Acc* G) {
+          const Acc* row = data + rows.slot_class[slot] * x.D + first;
+          std::fill(std::copy(row, row + count, G), G + padded(count), Acc(0));
+        };
+        write_gradient(x, rows, soft, activation, dx, fill);
+      });
+  return dx.tensor;
 }
 
 }  // namespace
 
 at::Tensor gradient(
-    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
-    const at::Tensor& total, const std::optional<at::Tensor>& soft,
-    const std::optional<at::Tensor>& mean, int64_t activation,
-    const std::optional<at::Tensor>& grad_table, const std::optional<at::Tensor>& feature_coef,
-    const std::optional<at::Tensor>& slot_coef, const std::optional<at::Tensor>& grad_gini,
-    const std::optional<at::Tensor>& grad_kl, double gini_weight, double kl_weight,
-    const std::optional<at::Tensor>& saved) {
-  const auto run = features.scalar_type() == at::kDouble ? gradient_as<double> : gradient_as<float>;
-  return run(
-      features, slot, row_weight, total, soft, mean, checked_activation(activation),
-      {grad_table, feature_coef, slot_coef, grad_gini, grad_kl, gini_weight, kl_weight}, saved);
+    const at::Tensor& features, at::TensorList rows, at::TensorList kept,
+    const OptionalTensor& grad_penalty, const OptionalTensor& grad_gini,
+    const OptionalTensor& grad_kl, int64_t activation, double gini_weight, double kl_weight) {
+  const Features x(features);
+  const auto run = [&](auto zero) {
+    using Acc = decltype(zero);
+    const Acc g1 = static_cast<Acc>(upstream<Acc>(grad_penalty, gini_weight, grad_gini));
+    const Acc g2 = static_cast<Acc>(upstream<Acc>(grad_penalty, kl_weight, grad_kl));
+    return gradient_as<Acc>(x, rows, kept, g1, g2, checked_activation(activation));
+  };
+  return x.in_double() ? run(double{}) : run(float{});
+}
+
+at::Tensor histogram_gradient(
+    const at::Tensor& grad, const at::Tensor& features, at::TensorList rows, int64_t activation) {
+  const Features x(features);
+  const auto run = x.in_double() ? histogram_gradient_as<double> : histogram_gradient_as<float>;
+  return run(x, rows, grad, checked_activation(activation));
 }
 
 }  // namespace discfused::cpu

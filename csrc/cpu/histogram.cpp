@@ -1,67 +1,48 @@
-// features -> mean, table
+// features -> H [C, D]
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include <optional>
+#include <memory>
 
-#include "cpu/block_histogram.h"
-#include "cpu/blocks.h"
-#include "cpu/checks.h"
-#include "cpu/moments.h"
 #include "cpu/ops.h"
+#include "cpu/tiles.h"
 
 namespace discfused::cpu {
 
 namespace {
 
 template <typename Acc>
-auto histogram_as(
-    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
-    const at::Tensor& total, const std::optional<at::Tensor>& soft, int64_t S, int activation,
-    bool centered, at::ScalarType acc) {
-  const Features x(features);
-  const RowPlan<Acc> plan = make_plan<Acc>(slot, row_weight, soft, x.N, S);
-  const auto options = features.options().dtype(acc);
-  std::optional<at::Tensor> mean;
-  if (centered) mean = at::empty({x.D}, options);
-  Acc* means = centered ? mean->mutable_data_ptr<Acc>() : nullptr;
-  const Acc whole = nonzero(scalar<Acc>(total, "total"));
-  // Zeros for slots without rows.
-  at::Tensor table = at::zeros({S, x.D}, options);
+at::Tensor histogram_as(
+    const Features& x, at::TensorList row_tensors, int64_t C, int activation) {
+  at::Tensor table = at::zeros({C, x.D}, x.accumulated());
   Acc* out = table.mutable_data_ptr<Acc>();
-  std::optional<Moments<Acc>> moments;  // nothing is asked of them but the mean
-  if (centered) moments.emplace(x, plan, activation, whole, means);
-  parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
-    BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> mean_of_block, magnitude;
-    mean_of_block.fill(0);
-    for_each_block([&](int64_t block) {
-      histogram.start(block);
-      const int64_t column = block * kBlockColumns<Acc>;
-      if (moments) moments->of_block(block, histogram.rows(), mean_of_block, magnitude);
-      histogram.fill(mean_of_block, nullptr, Look::kInPlace);
-      const Table<Acc> from = histogram.table();
-      for (size_t k = 0; k < plan.slots.size(); ++k) {
-        const Acc* row = from.data + k * from.stride;
-        std::copy(row, row + histogram.span().columns, out + plan.slots[k] * x.D + column);
-      }
+  const auto class_mean = kernels<Acc>().class_mean[activation][x.type];
+  with_rows<Acc>(row_tensors, x.N, C, [&](const Rows<Acc>& rows, const SoftRows<Acc>*) {
+    for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t width, const auto& for_each) {
+      const std::unique_ptr<Acc[]> H(new Acc[4 * width]());  // and totals that nobody reads
+      for_each([&](const Tile& tile) {
+        const auto columns = x.columns(tile.first_column, tile.columns);
+        for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
+          class_mean(
+              rows.of_slot(slot), columns, H.get(), H.get() + width, H.get() + 2 * width,
+              H.get() + 3 * width);
+          std::copy(
+              H.get(), H.get() + tile.columns,
+              out + rows.slot_class[slot] * x.D + tile.first_column);
+        }
+      });
     });
   });
-  return std::make_tuple(mean, table);
+  return table;
 }
 
 }  // namespace
 
-std::tuple<std::optional<at::Tensor>, at::Tensor> histogram(
-    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
-    const at::Tensor& total, const std::optional<at::Tensor>& soft, int64_t slots,
-    int64_t activation, bool center) {
-  const bool in_double = features.scalar_type() == at::kDouble;
-  const auto run = in_double ? histogram_as<double> : histogram_as<float>;
-  return run(
-      features, slot, row_weight, total, soft, slots, checked_activation(activation), center,
-      in_double ? at::kDouble : at::kFloat);
+at::Tensor histogram(
+    const at::Tensor& features, at::TensorList rows, int64_t num_classes, int64_t activation) {
+  const Features x(features);
+  const auto run = x.in_double() ? histogram_as<double> : histogram_as<float>;
+  return run(x, rows, num_classes, checked_activation(activation));
 }
 
 }  // namespace discfused::cpu

@@ -1,6 +1,6 @@
 // Kernels for x86 processors with AVX2, as at::get_cpu_capability() understands it.
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>

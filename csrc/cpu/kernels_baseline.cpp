@@ -1,6 +1,6 @@
 // Kernels for the instruction set that the whole library is compiled for.
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>

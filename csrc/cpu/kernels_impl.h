@@ -4,95 +4,262 @@
 
 #pragma once
 
-#include "cpu/backward_kernels.h"
-#include "cpu/correlation_kernels.h"
-#include "cpu/forward_kernels.h"
 #include "cpu/vector.h"
-#include "disc_math.h"
 
 namespace discfused::cpu::DISCFUSED_ISA {
 
-// ---------------------------------------------------------------- the table
+// ---------------------------------------------------------------- one element
+
+struct Abs {
+  template <typename T>
+  static Vector<T> activate(Vector<T> x) {
+    return bits_as<Vector<T>>(bits_as<Bits<T>>(x) & ~sign_mask<T>());
+  }
+  // phi'(x) g; 0 at x = 0
+  template <typename T>
+  static Vector<T> pull_back(Vector<T> x, Vector<T> g) {
+    const Bits<T> sign = bits_as<Bits<T>>(x) & sign_mask<T>();
+    return x == Vector<T>{} ? Vector<T>{} : bits_as<Vector<T>>(bits_as<Bits<T>>(g) ^ sign);
+  }
+};
+
+struct Relu {
+  template <typename T>
+  static Vector<T> activate(Vector<T> x) {
+    return x > Vector<T>{} ? x : x * T(0);  // not 0: what is not finite must not be lost
+  }
+  template <typename T>
+  static Vector<T> pull_back(Vector<T> x, Vector<T> g) {
+    return x <= Vector<T>{} ? Vector<T>{} : g;
+  }
+};
+
+struct Identity {
+  template <typename T>
+  static Vector<T> activate(Vector<T> x) {
+    return x;
+  }
+};
+
+// ---------------------------------------------------------------- rows of features
+
+// body(j, columns) for every vector of columns: j is its first one, `columns` how many it has.
+template <typename Acc, typename Body>
+inline void for_each_vector(int64_t count, Body body) {
+  constexpr std::integral_constant<int64_t, kLanes<Acc>> whole;
+  int64_t j = 0;
+  for (; j + whole <= count; j += whole) body(j, whole);
+  if (j < count) body(j, count - j);
+}
+
+template <typename T, typename Whole>
+inline auto read(const T* from, Whole) {
+  return widen(from);
+}
+
+template <typename T>
+inline auto read(const T* from, int64_t columns) {
+  T part[DISCFUSED_VECTOR_BYTES / std::min<size_t>(sizeof(T), 4)] = {};
+  std::memcpy(part, from, columns * sizeof(T));
+  return widen(part);
+}
+
+// H (+)= sum over R rows of share_k phi(x_k); if they are the last ones, total and squares follow.
+template <typename Phi, typename T, bool kFirst, bool kLast, int R, typename Acc>
+inline void add_rows(
+    const ClassRows<Acc>& rows, int64_t k, Columns<const void*> x, Acc* H, Acc* total,
+    Acc* squares) {
+  const T* row[R];
+  Acc share[R];
+  for (int r = 0; r < R; ++r) {
+    row[r] = static_cast<const T*>(x.data) + rows.order[k + r] * x.row_stride;
+    share[r] = rows.share[k + r];
+  }
+  for_each_vector<Acc>(x.count, [=](int64_t j, auto columns) {
+    Vector<Acc> sum{};
+    if constexpr (!kFirst) sum = load(H + j);
+    for (int r = 0; r < R; ++r) {
+      sum += share[r] * Phi::template activate<Acc>(read(row[r] + j, columns));
+    }
+    store(H + j, sum);
+    if constexpr (kLast) {
+      store(total + j, load(total + j) + sum);
+      store(squares + j, load(squares + j) + sum * sum);
+    }
+  });
+}
+
+// The first group has one to four rows, so that all others have four.
+template <typename Phi, typename T, bool kLast, typename Acc>
+inline void add_first_rows(
+    const ClassRows<Acc>& rows, int64_t count, Columns<const void*> x, Acc* H, Acc* total,
+    Acc* squares) {
+  switch (count) {
+    case 1: return add_rows<Phi, T, true, kLast, 1>(rows, 0, x, H, total, squares);
+    case 2: return add_rows<Phi, T, true, kLast, 2>(rows, 0, x, H, total, squares);
+    case 3: return add_rows<Phi, T, true, kLast, 3>(rows, 0, x, H, total, squares);
+    case 4: return add_rows<Phi, T, true, kLast, 4>(rows, 0, x, H, total, squares);
+  }
+}
+
+// Sums of more rows are made of sums of so many: rounding errors grow with the longest sum.
+constexpr int64_t kPieceRows = 256;
+
+template <typename Phi, typename T, bool kTotals, typename Acc>
+void weighted_sum(
+    const ClassRows<Acc>& rows, Columns<const void*> x, Acc* H, Acc* total, Acc* squares,
+    Acc* scratch) {
+  if (rows.count <= kPieceRows) {
+    const int64_t first = (rows.count - 1) % 4 + 1;
+    if (first == rows.count) {
+      return add_first_rows<Phi, T, kTotals>(rows, first, x, H, total, squares);
+    }
+    add_first_rows<Phi, T, false>(rows, first, x, H, total, squares);
+    int64_t k = first;
+    for (; k + 4 < rows.count; k += 4) {
+      add_rows<Phi, T, false, false, 4>(rows, k, x, H, total, squares);
+    }
+    return add_rows<Phi, T, false, kTotals, 4>(rows, k, x, H, total, squares);
+  }
+  const int64_t width = padded(x.count);
+  for (int64_t begin = 0; begin < rows.count; begin += kPieceRows) {
+    const ClassRows<Acc> piece{
+        rows.order + begin, rows.share + begin, std::min(kPieceRows, rows.count - begin)};
+    Acc* sum = begin == 0 ? H : scratch;
+    weighted_sum<Phi, T, false>(piece, x, sum, total, squares, scratch);
+    if (begin == 0) continue;
+    for (int64_t j = 0; j < width; ++j) H[j] += scratch[j];
+  }
+  for (int64_t j = 0; kTotals && j < width; ++j) {
+    total[j] += H[j];
+    squares[j] += H[j] * H[j];
+  }
+}
+
+template <typename T, typename V>
+inline void write(T* to, V value, int64_t columns) {
+  std::memcpy(to, &value, columns * sizeof(T));
+}
+
+template <typename Phi, typename T, typename Acc>
+void write_rows(
+    const ClassRows<Acc>& rows, Columns<const void*> x, const Acc* G, Columns<void*> dx,
+    bool stream_rows) {
+  for (int64_t k = 0; k < rows.count; ++k) {
+    const T* row = static_cast<const T*>(x.data) + rows.order[k] * x.row_stride;
+    T* to = static_cast<T*>(dx.data) + rows.order[k] * dx.row_stride;
+    const Acc share = rows.share[k];
+    const auto gradient = [=](int64_t j, auto columns) {
+      const Vector<Acc> g = load(G + j) * share;
+      return narrow<T>(Phi::template pull_back<Acc>(read(row + j, columns), g));
+    };
+    if (stream_rows) {
+      for (int64_t j = 0; j < x.count; j += kLanes<Acc>) {
+        stream(to + j, gradient(j, std::integral_constant<int64_t, kLanes<Acc>>()));
+      }
+    } else {
+      for_each_vector<Acc>(x.count, [=](int64_t j, auto columns) {
+        write(to + j, gradient(j, columns), columns);
+      });
+    }
+  }
+}
+
+// ---------------------------------------------------------------- rows of the table
 
 template <typename Acc>
-void summarize(
-    const Table<const Acc>& table, int64_t slots, const Acc* mass, const Acc* magnitude, Acc eps,
-    Span span, Acc* inverse, Acc* squares, Acc* class_sum) {
-  for (int64_t slot = 0; slot < slots; ++slot) class_sum[slot] = 0;
-  for_each_group<Acc>(span, [&](auto group) {
-    constexpr int K = group.kVectors;
-    Vector<Acc> scale[K];
-    for (int k = 0; k < K; ++k) {
-      const Vector<Acc> m = group.load(magnitude, k);
-      group.store(inverse, k, live_reciprocal(total_mass(group.load(mass, k), m), m, eps));
-    }
-    // What pads a block has activations as well, if phi(0) is not 0.
-    for (int64_t j = span.columns; j < span.width; ++j) inverse[j] = 0;
-    for (int k = 0; k < K; ++k) scale[k] = group.load(inverse, k);
-    // Two levels of sums: kChunkRows slots, then the rest.
-    Vector<Acc> square_sum[K] = {};
-    for (int64_t first = 0; first < slots; first += kChunkRows) {
-      const int64_t last = first + kChunkRows < slots ? first + kChunkRows : slots;
-      Vector<Acc> sums[K] = {};
-      for (int64_t slot = first; slot < last; ++slot) {
-        const Acc* row = table.data + slot * table.stride;
-        Vector<Acc> features{};
-        for (int k = 0; k < K; ++k) {
-          const Vector<Acc> P = scale[k] * group.load(row, k);
-          sums[k] += P * P;
-          features += P;
-        }
-        class_sum[slot] += Lanes<Acc>::sum(features);
-      }
-      for (int k = 0; k < K; ++k) square_sum[k] += sums[k];
-    }
-    for (int k = 0; k < K; ++k) group.store(squares, k, square_sum[k]);
-  });
+void sum_rows(const Acc* table, int64_t rows, int64_t stride, int64_t width, Acc* sum) {
+  for (int64_t j = 0; j < width; j += kLanes<Acc>) {
+    Vector<Acc> value{};
+    for (int64_t k = 0; k < rows; ++k) value += load(table + k * stride + j);
+    store(sum + j, value);
+  }
+}
+
+template <typename Acc>
+bool normalize(const Acc* total, int64_t width, Acc* inverse, Acc* squares) {
+  // Squares of numbers in this range, and sums of them, are accurate.
+  constexpr Acc kLow = sizeof(Acc) == 4 ? Acc(1e-15) : Acc(1e-140);
+  constexpr Acc kHigh = sizeof(Acc) == 4 ? Acc(1e15) : Acc(1e140);
+  constexpr Acc kLargest = std::numeric_limits<Acc>::max();
+  Bits<Acc> extreme{};
+  for (int64_t j = 0; j < width; j += kLanes<Acc>) {
+    const Vector<Acc> T = load(total + j);
+    const Vector<Acc> reciprocal = Acc(1) / T;
+    // An infinite total gives NaN: it must not pass for a dead feature's 0.
+    const Vector<Acc> live = reciprocal > kLargest ? Vector<Acc>{} : reciprocal + Acc(0) * T;
+    store(inverse + j, live);
+    store(squares + j, load(squares + j) * live * live);
+    extreme |= bits_as<Bits<Acc>>(((T < kLow) | (T > kHigh)) & (T != Vector<Acc>{}));
+  }
+  Acc any[kLanes<Acc>];
+  std::memcpy(any, &extreme, sizeof any);
+  const unsigned char* bytes = reinterpret_cast<const unsigned char*>(any);
+  return std::any_of(bytes, bytes + sizeof any, [](unsigned char byte) { return byte != 0; });
+}
+
+template <typename Acc>
+Acc dot(const Acc* H, const Acc* inverse, int64_t width) {
+  constexpr int64_t L = kLanes<Acc>;
+  constexpr int kSums = kPadding / L < 4 ? 4 : kPadding / L;
+  Vector<Acc> sum[kSums] = {};
+  int64_t j = 0;
+  for (; j + kSums * L <= width; j += kSums * L) {
+    for (int k = 0; k < kSums; ++k) sum[k] += load(H + j + k * L) * load(inverse + j + k * L);
+  }
+  for (int k = 0; j < width; j += L, ++k) sum[k] += load(H + j) * load(inverse + j);
+  for (int k = 1; k < kSums; ++k) sum[0] += sum[k];
+  return Lanes<Acc>::sum(sum[0]);
+}
+
+template <typename Acc>
+void project(const Acc* H, const Acc* inverse, Acc A, int64_t width, Acc* projection) {
+  for (int64_t j = 0; j < width; j += kLanes<Acc>) {
+    store(projection + j, load(projection + j) + A * (load(H + j) * load(inverse + j)));
+  }
+}
+
+template <typename Acc>
+void gradient_row(
+    const GradientCoefficients<Acc>& coefficients, const Acc* H, Acc offset, int64_t width,
+    Acc* G) {
+  const auto [inverse, constant, slope] = coefficients;
+  for (int64_t j = 0; j < width; j += kLanes<Acc>) {
+    const Vector<Acc> inner = load(constant + j) + load(slope + j) * load(H + j) + offset;
+    store(G + j, load(inverse + j) * inner);
+  }
+}
+
+template <typename Acc>
+void combine(const ClassRows<Acc>& rows, Columns<const void*> table, Acc* sum, Acc* scratch) {
+  weighted_sum<Identity, Acc, false>(rows, table, sum, static_cast<Acc*>(nullptr),
+                                     static_cast<Acc*>(nullptr), scratch);
 }
 
 // ---------------------------------------------------------------- the set
 
-static_assert(static_cast<int>(Activation::kSigmoid) + 1 == kActivations);
-
-template <Activation A, FeatureType type, typename T, typename Acc>
+template <FeatureType type, typename T, typename Acc>
 constexpr void set_type(Kernels<Acc>& kernels) {
-  constexpr int code = static_cast<int>(A);
-  kernels.pack[type] = pack<Acc, T>;
-  kernels.moments[code][type] = moments<Acc, A, T>;
-  kernels.stripe_moments[code][type] = stripe_moments<Acc, A, T>;
-  kernels.gather[code][type] = gather<Acc, A, T>;
-  kernels.gather_signs[type] = gather_signs<Acc, T>;
-  kernels.write[code][type] = write<Acc, A, T>;
-  kernels.write_signs[type] = write_signs<Acc, T>;
-  kernels.write_spread[code][type] = write_spread<Acc, A, T>;
-}
-
-template <Activation A, typename Acc>
-constexpr void set_activation(Kernels<Acc>& kernels) {
-  constexpr int code = static_cast<int>(A);
-  kernels.gather_slopes[code] = gather_slopes<Acc, A>;
-  kernels.activate[code] = activate<Acc, A>;
-  kernels.differentiate[code] = differentiate<Acc, A>;
-  set_type<A, kAccumulated, Acc>(kernels);
-  if constexpr (sizeof(Acc) == sizeof(float)) {
-    set_type<A, kHalf, Half>(kernels);
-    set_type<A, kBFloat16, BFloat16>(kernels);
-  }
+  kernels.class_mean[kAbs][type] = weighted_sum<Abs, T, true, Acc>;
+  kernels.class_mean[kRelu][type] = weighted_sum<Relu, T, true, Acc>;
+  kernels.write_rows[kAbs][type] = write_rows<Abs, T, Acc>;
+  kernels.write_rows[kRelu][type] = write_rows<Relu, T, Acc>;
 }
 
 template <typename Acc>
 constexpr Kernels<Acc> make_kernels() {
   Kernels<Acc> kernels{};
-  set_activation<Activation::kRelu>(kernels);
-  set_activation<Activation::kAbs>(kernels);
-  set_activation<Activation::kSquare>(kernels);
-  set_activation<Activation::kSoftplus>(kernels);
-  set_activation<Activation::kSigmoid>(kernels);
-  kernels.gather_entries = gather_entries<Acc>;
-  kernels.correlate_signs = correlate_signs<Acc>;
-  kernels.spread = spread<Acc>;
-  kernels.summarize = summarize<Acc>;
-  kernels.correlate = correlate<Acc>;
+  set_type<kAccumulated, Acc>(kernels);
+  if constexpr (sizeof(Acc) == 4) {
+    set_type<kHalf, Half>(kernels);
+    set_type<kBFloat16, BFloat16>(kernels);
+  }
+  kernels.sum_rows = sum_rows<Acc>;
+  kernels.normalize = normalize<Acc>;
+  kernels.dot = dot<Acc>;
+  kernels.project = project<Acc>;
+  kernels.gradient_row = gradient_row<Acc>;
+  kernels.combine = combine<Acc>;
   return kernels;
 }
 

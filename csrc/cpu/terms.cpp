@@ -1,105 +1,166 @@
-// features -> penalty, gini, kl, and what backward needs to know
+// features -> the table H -> penalty, gini, kl
 
-#include <vector>
+#include <ATen/ops/empty.h>
 
-#include "cpu/block_histogram.h"
-#include "cpu/blocks.h"
-#include "cpu/checks.h"
-#include "cpu/memory.h"
-#include "cpu/moments.h"
+#include <cmath>
+#include <memory>
+
+#include "cpu/fresh_memory.h"
+#include "cpu/kept.h"
 #include "cpu/ops.h"
-#include "disc_math.h"
 
 namespace discfused::cpu {
 
 namespace {
 
-// Sums over columns and over classes go block by block, so that their order does not depend on how
-// many threads there are. The sums of blocks are few: they can afford double.
-constexpr int64_t kSlotBlock = 1024;
+// The values of `impurity` in the operators: the places in IMPURITIES of _definitions.py.
+enum Impurity : int64_t { kGini, kCollision, kImpurities };
 
-struct FeatureStatistics {
-  double impurity = 0;
-  int64_t live = 0;
-};
+constexpr double kProbabilityFloor = 1e-10;
 
 template <typename Acc>
-struct Coefs {
-  Acc* mean;     // [D], or null for features that are not centred
-  Acc* feature;  // [3, D]: 1 / (L T_j), 1 / T_j, sum_c P_cj^2
-  Acc* slot;     // [S]: A_c
-};
+using Numbers = std::unique_ptr<Acc[]>;
 
-// Mean, 1 / T and sum_c P_c^2 of every feature; class_sum [blocks, slots of the plan] = sum of P
-// over each block. The table leaves the cache only where it is saved for backward.
+// H and, summed over each range of slots, totals [ranges, 2, width]: of H and of its square
 template <typename Acc>
-FeatureStatistics summarize_features(
-    const Features& x, const RowPlan<Acc>& plan, Acc total, int activation, Acc eps,
-    const Coefs<Acc>& coefs, Acc* class_sum, const SavedBlocks<Acc>& saved) {
-  const int64_t slots = static_cast<int64_t>(plan.slots.size());
-  std::vector<FeatureStatistics> partial(block_count<Acc>(x.D));
-  const Moments<Acc> moments(x, plan, activation, total, coefs.mean);
-  parallel_blocks<Acc>(x.D, x.N, [&](const auto& for_each_block) {
-    BlockHistogram<Acc> histogram(x, plan, activation);
-    ColumnValues<Acc> mean, mass, magnitude, inverse, squares;
-    for_each_block([&](int64_t block) {
-      histogram.start(block, saved.at(block));
-      const Span span = histogram.span();
-      const int64_t column = block * kBlockColumns<Acc>;
-      moments.of_block(block, histogram.rows(), mean, magnitude);
-      mass.fill(0);
-      histogram.fill(mean, mass, Look::kInPlace);
-      kernels<Acc>().summarize(
-          histogram.table().as_const(), slots, mass, magnitude, eps, span, inverse, squares,
-          class_sum + block * slots);
-      inverse.write(coefs.feature + x.D + column, span);
-      squares.write(coefs.feature + 2 * x.D + column, span);
-      for (int64_t j = 0; j < span.columns; ++j) {
-        if (inverse[j] == 0) continue;
-        partial[block].impurity += gini_impurity(squares[j]);
-        ++partial[block].live;
+void fill_table(
+    const Features& x, const Rows<Acc>& rows, const std::vector<int64_t>& ranges, int activation,
+    const Kept<Acc>& kept, Acc* totals) {
+  const auto class_mean = kernels<Acc>().class_mean[activation][x.type];
+  for_each_tile(ranges, x.N, x.D, [&](int64_t width, const auto& for_each) {
+    const Numbers<Acc> scratch(new Acc[width]);
+    for_each([&](const Tile& tile) {
+      const int64_t end = padded(tile.columns);
+      Acc* total = totals + 2 * tile.range * kept.width + tile.first_column;
+      Acc* squares = total + kept.width;
+      std::fill(total, total + end, Acc(0));
+      std::fill(squares, squares + end, Acc(0));
+      const auto columns = x.columns(tile.first_column, tile.columns);
+      for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
+        Acc* H = kept.H + slot * kept.width + tile.first_column;
+        std::fill(H + end - kPadding, H + end, Acc(0));
+        class_mean(rows.of_slot(slot), columns, H, total, squares, scratch.get());
       }
     });
   });
-  FeatureStatistics sum;
-  for (const FeatureStatistics& block : partial) {
-    sum.impurity += block.impurity;
-    sum.live += block.live;
-  }
-  return sum;
 }
 
-// q of every slot: the sum of P over all features, divided by how many live.
+// 1 / T and sum_c P_c^2 of every feature.
 template <typename Acc>
-std::vector<double> feature_distribution(
-    const RowPlan<Acc>& plan, int64_t blocks, int64_t S, int64_t live, const Acc* class_sum) {
-  const int64_t slots = static_cast<int64_t>(plan.slots.size());
-  std::vector<double> sum(slots);
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t k = 0; k < slots; ++k) sum[k] += class_sum[block * slots + k];
-  }
-  std::vector<double> q(S);
-  for (int64_t k = 0; k < slots; ++k) q[plan.slots[k]] = sum[k];
-  for (double& share : q) share /= static_cast<double>(live);
-  return q;
-}
-
-// The divergence between q and the prior, and its slope A_c for every slot.
-template <typename Acc>
-double compare_classes(const std::vector<double>& q, const Acc* priors, bool reverse, Acc* slopes) {
-  const int64_t S = static_cast<int64_t>(q.size());
-  const int64_t blocks = (S + kSlotBlock - 1) / kSlotBlock;
-  std::vector<double> partial(blocks);
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t last = std::min((block + 1) * kSlotBlock, S);
-      for (int64_t s = block * kSlotBlock; s < last; ++s) {
-        const double prior = priors[s];
-        partial[block] += reverse ? divergence_term(q[s], prior) : divergence_term(prior, q[s]);
-        slopes[s] = static_cast<Acc>(divergence_slope(prior, q[s], reverse));
+void normalize(
+    const Kept<Acc>& kept, int64_t slots, const Acc* totals, int64_t ranges, Acc* squares) {
+  constexpr int64_t kBlock = 1024;
+  const int64_t width = kept.width, blocks = divide_up(width, kBlock);
+  at::parallel_for(0, blocks, grain(2 * ranges * width, blocks), [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kBlock; first < std::min(end * kBlock, width); first += kBlock) {
+      const int64_t count = std::min(kBlock, width - first);
+      Acc total[kBlock];
+      kernels<Acc>().sum_rows(totals + first, ranges, 2 * width, count, total);
+      kernels<Acc>().sum_rows(totals + width + first, ranges, 2 * width, count, squares + first);
+      Acc* inverse = kept.inverse + first;
+      if (!kernels<Acc>().normalize(total, count, inverse, squares + first)) continue;
+      for (int64_t j = 0; j < count; ++j) {  // squares of P cannot leave the range
+        double sum = 0;
+        for (int64_t slot = 0; slot < slots; ++slot) {
+          const double P = kept.H[slot * width + first + j] * inverse[j];
+          sum += P * P;
+        }
+        squares[first + j] = static_cast<Acc>(sum);
       }
     }
   });
+}
+
+struct Impurities {
+  double mean;
+  int64_t live;
+};
+
+// The impurity term, and what the gradient needs of each feature for it.
+template <typename Acc>
+Impurities impurity_term(
+    const Kept<Acc>& kept, int64_t D, int64_t slots, int64_t impurity, const Acc* squares) {
+  std::fill(kept.constant, kept.constant + kept.width, Acc(0));
+  std::fill(kept.slope, kept.slope + kept.width, Acc(0));
+  const bool collision = impurity == kCollision;
+  const double unit = collision ? std::log(static_cast<double>(slots)) : 1;
+  Impurities result{0, 0};
+  for (int64_t j = 0; j < D; ++j) {
+    if (kept.inverse[j] == 0) {
+      result.mean += 1;
+      continue;
+    }
+    ++result.live;
+    if (collision && slots < 2) continue;
+    const double square = squares[j];
+    const double value = collision ? -std::log(square) / unit : 1 - square;
+    const double factor = 2.0 / static_cast<double>(D) / (collision ? square * unit : 1);
+    result.mean += value < 0 ? 0 : value;  // NaN passes
+    kept.constant[j] = static_cast<Acc>(factor * square);
+    kept.slope[j] = static_cast<Acc>(factor * kept.inverse[j]);
+  }
+  result.mean = collision && slots < 2 ? 0 : result.mean / static_cast<double>(D);
+  return result;
+}
+
+// pi_c of every slot, and what classes without a slot add to kl.
+template <typename Acc>
+struct Prior {
+  const Acc* given;  // [C] or null: the classes of the batch
+  const Rows<Acc>& rows;
+  double total = 0;
+
+  Prior(const Acc* given, const Rows<Acc>& rows) : given(given), rows(rows) {
+    for (int64_t slot = 0; slot < rows.slots; ++slot) total += rows.sizes[slot];
+  }
+
+  double of_slot(int64_t slot) const {
+    return given ? given[rows.slot_class[slot]] : rows.sizes[slot] / total;
+  }
+
+  double of_absent_classes(int64_t C) const {
+    constexpr int64_t kBlock = 64;  // sums of sums: there may be very many classes
+    double sum = 0, part = 0;
+    for (int64_t c = 0, slot = 0; given && c < C; ++c) {
+      if (slot < rows.slots && rows.slot_class[slot] == c) {
+        ++slot;
+      } else if (given[c] != 0) {
+        part += given[c] * std::log(given[c] / kProbabilityFloor);
+      }
+      if (c % kBlock != kBlock - 1 && c != C - 1) continue;
+      sum += part;
+      part = 0;
+    }
+    return sum;
+  }
+};
+
+// kl, slot_coef and projection
+template <typename Acc>
+double divergence(
+    const Kept<Acc>& kept, const std::vector<int64_t>& ranges, const Prior<Acc>& prior,
+    int64_t live) {
+  const int64_t width = kept.width, count = static_cast<int64_t>(ranges.size()) - 1;
+  const Numbers<Acc> projections(new Acc[count * width]);
+  std::vector<double> partial(count);
+  const int64_t numbers = 2 * ranges.back() * width;
+  at::parallel_for(0, count, grain(numbers, count), [&](int64_t begin, int64_t end) {
+    for (int64_t range = begin; range < end; ++range) {
+      Acc* projection = projections.get() + range * width;
+      std::fill(projection, projection + width, Acc(0));
+      for (int64_t slot = ranges[range]; slot < ranges[range + 1]; ++slot) {
+        const Acc* H = kept.H + slot * width;
+        const double q = kernels<Acc>().dot(H, kept.inverse, width) / static_cast<double>(live);
+        const double pi = prior.of_slot(slot);
+        const bool clamped = q < kProbabilityFloor;
+        if (pi != 0) partial[range] += pi * std::log(pi / (clamped ? kProbabilityFloor : q));
+        const double A = clamped || pi == 0 ? 0 : -pi / q;
+        kept.slot_coef[slot] = static_cast<Acc>(A / static_cast<double>(live));
+        kernels<Acc>().project(H, kept.inverse, kept.slot_coef[slot], width, projection);
+      }
+    }
+  });
+  kernels<Acc>().sum_rows(projections.get(), count, width, width, kept.projection);
   double sum = 0;
   for (const double value : partial) sum += value;
   return sum;
@@ -107,80 +168,63 @@ double compare_classes(const std::vector<double>& q, const Acc* priors, bool rev
 
 template <typename Acc>
 auto terms_as(
-    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
-    const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
-    const std::optional<at::Tensor>& absent, int activation, bool center, bool reverse, double eps,
-    double gini_weight, double kl_weight, bool save, at::ScalarType acc) {
-  const Features x(features);
-  const int64_t S = prior.size(0);
-  const RowPlan<Acc> plan = make_plan<Acc>(slot, row_weight, soft, x.N, S);
-  check_shape(prior, {S}, "prior");
-  const at::Tensor priors = prior.contiguous();
-
-  const auto options = features.options().dtype(acc);
-  std::optional<at::Tensor> mean;
-  if (center) mean = empty_kept({x.D}, options);
-  at::Tensor feature_coef = empty_kept({3, x.D}, options);
-  at::Tensor slot_coef = empty_kept({S}, options);
-  const Coefs<Acc> coefs{
-      center ? mean->mutable_data_ptr<Acc>() : nullptr, feature_coef.mutable_data_ptr<Acc>(),
-      slot_coef.mutable_data_ptr<Acc>()};
-  SavedBlocks<Acc> blocks_to_save(plan, S, x.D);
-  std::optional<at::Tensor> saved;
-  if (save && blocks_to_save.elements() > 0) {
-    TORCH_CHECK_VALUE(
-        !soft && activation == static_cast<int>(Activation::kRelu),
-        "save is for hard labels and relu");
-    saved = empty_kept({blocks_to_save.elements()}, options);
-    blocks_to_save.use(saved->mutable_data_ptr<Acc>());
-  }
-  const int64_t blocks = block_count<Acc>(x.D);
-  std::vector<Acc> class_sum(blocks * plan.slots.size());
-
-  double gini = 0, kl = 0;
-  const FeatureStatistics statistics = summarize_features(
-      x, plan, nonzero(scalar<Acc>(total, "total")), activation, static_cast<Acc>(eps), coefs,
-      class_sum.data(), blocks_to_save);
-  if (statistics.live > 0) {
-    gini = statistics.impurity / static_cast<double>(statistics.live);
-    const std::vector<double> q =
-        feature_distribution(plan, blocks, S, statistics.live, class_sum.data());
-    kl = compare_classes(q, priors.const_data_ptr<Acc>(), reverse, coefs.slot);
-    if (absent && !reverse) kl += scalar<Acc>(*absent, "absent");
-    kl = nonnegative(kl);
-    for (int64_t j = 0; j < x.D; ++j) {
-      coefs.feature[j] = coefs.feature[x.D + j] / static_cast<Acc>(statistics.live);
+    const Features& x, at::TensorList row_tensors, int64_t C, const OptionalTensor& prior,
+    int activation, int64_t impurity, double gini_weight, double kl_weight) {
+  const at::TensorOptions options = x.accumulated();
+  return with_rows<Acc>(row_tensors, x.N, C, [&](const Rows<Acc>& rows, const SoftRows<Acc>* soft) {
+    const int64_t S = soft ? C : std::min(x.N, C);
+    at::Tensor memory = at::empty({Kept<Acc>::numbers(S, x.D)}, options);
+    prepare(memory);
+    const Kept<Acc> kept(memory.mutable_data_ptr<Acc>(), S, x.D);
+    double gini = 0, kl = 0;
+    if (rows.slots > 0) {
+      const std::vector<int64_t> ranges = slot_ranges(rows);
+      const int64_t count = static_cast<int64_t>(ranges.size()) - 1;
+      const Numbers<Acc> totals(new Acc[2 * count * kept.width]);
+      const Numbers<Acc> squares(new Acc[kept.width]);
+      fill_table(x, rows, ranges, activation, kept, totals.get());
+      normalize(kept, rows.slots, totals.get(), count, squares.get());
+      const Impurities impurities =
+          impurity_term(kept, x.D, rows.slots, impurity, squares.get());
+      gini = impurities.mean;
+      at::Tensor pi;
+      if (prior) {
+        check_shape(*prior, {C}, "prior");
+        pi = prior->contiguous();
+      }
+      const Prior<Acc> classes(prior ? pi.const_data_ptr<Acc>() : nullptr, rows);
+      if (impurities.live > 0) {
+        kl = divergence(kept, ranges, classes, impurities.live) + classes.of_absent_classes(C);
+        if (kl < 0) kl = 0;  // by rounding
+      } else {
+        std::fill(kept.projection, kept.projection + kept.width, Acc(0));
+        std::fill(kept.slot_coef, kept.slot_coef + rows.slots, Acc(0));
+      }
     }
-  } else {
-    feature_coef.zero_();
-    slot_coef.zero_();
-  }
-
-  const auto result = [&](double value) {
-    at::Tensor tensor = empty_kept({}, options);
-    *tensor.mutable_data_ptr<Acc>() = static_cast<Acc>(value);
-    return tensor;
-  };
-  return std::make_tuple(
-      result(gini_weight * gini + kl_weight * kl), result(gini), result(kl), mean, feature_coef,
-      slot_coef, saved);
+    const auto scalar = [&](double value) {
+      at::Tensor tensor = at::empty({}, options);
+      *tensor.mutable_data_ptr<Acc>() = static_cast<Acc>(value);
+      return tensor;
+    };
+    return std::make_tuple(
+        scalar(gini_weight * gini + kl_weight * kl), scalar(gini), scalar(kl),
+        std::vector<at::Tensor>{memory});
+  });
 }
 
 }  // namespace
 
-std::tuple<
-    at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, at::Tensor, at::Tensor,
-    std::optional<at::Tensor>>
-terms(
-    const at::Tensor& features, const at::Tensor& slot, const at::Tensor& row_weight,
-    const at::Tensor& total, const std::optional<at::Tensor>& soft, const at::Tensor& prior,
-    const std::optional<at::Tensor>& absent, int64_t activation, bool center, bool reverse,
-    double eps, double gini_weight, double kl_weight, bool save) {
-  const bool in_double = features.scalar_type() == at::kDouble;
-  const auto run = in_double ? terms_as<double> : terms_as<float>;
+std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> terms(
+    const at::Tensor& features, at::TensorList rows, int64_t num_classes,
+    const OptionalTensor& prior, int64_t activation, int64_t impurity, double gini_weight,
+    double kl_weight) {
+  const Features x(features);
+  TORCH_CHECK_VALUE(
+      impurity >= 0 && impurity < kImpurities, "impurity is ", impurity, ", expected 0 or 1");
+  const auto run = x.in_double() ? terms_as<double> : terms_as<float>;
   return run(
-      features, slot, row_weight, total, soft, prior, absent, checked_activation(activation),
-      center, reverse, eps, gini_weight, kl_weight, save, in_double ? at::kDouble : at::kFloat);
+      x, rows, num_classes, prior, checked_activation(activation), impurity, gini_weight,
+      kl_weight);
 }
 
 }  // namespace discfused::cpu

@@ -4,8 +4,6 @@
 // Included by kernels_impl.h only.
 #pragma once
 
-#include "disc_math.h"
-
 namespace discfused::cpu::DISCFUSED_ISA {
 
 template <typename T>
@@ -52,9 +50,10 @@ inline To bits_as(From from) {
   return to;
 }
 
+// A 1 in the place of the sign, and 0 elsewhere.
 template <typename T>
-inline Vector<T> clear_sign(Vector<T> v) {
-  return bits_as<Vector<T>>(bits_as<Bits<T>>(v) & ~Bits<T>{} >> 1);
+inline Bits<T> sign_mask() {
+  return ~(~Bits<T>{} >> 1);
 }
 
 // The sum of all lanes, by halves. Inner types because an alias cannot carry the attribute.
@@ -75,52 +74,6 @@ struct Lanes {
     }
   }
 };
-
-// One bit for every lane in which v is above 0, or NaN: the first lane's lowest.
-template <typename T>
-inline uint64_t positive_bits(Vector<T> v) {
-#ifdef DISCFUSED_X86
-  constexpr bool kSingle = sizeof(T) == 4;
-  if constexpr (sizeof v == sizeof(__m512i)) {
-    if constexpr (kSingle)
-      return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ);
-    else
-      return _mm512_cmp_pd_mask(v, _mm512_setzero_pd(), _CMP_NLE_UQ);
-  } else if constexpr (sizeof v == sizeof(__m256i)) {
-    const auto above = !(v <= Vector<T>{});
-    if constexpr (kSingle)
-      return _mm256_movemask_ps(bits_as<__m256>(above));
-    else
-      return _mm256_movemask_pd(bits_as<__m256d>(above));
-  } else if constexpr (sizeof v == sizeof(__m128i)) {
-    const auto above = !(v <= Vector<T>{});
-    if constexpr (kSingle)
-      return _mm_movemask_ps(bits_as<__m128>(above));
-    else
-      return _mm_movemask_pd(bits_as<__m128d>(above));
-  }
-#endif
-  uint64_t bits = 0;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) bits |= uint64_t{!(v[lane] <= 0)} << lane;
-  return bits;
-}
-
-// v in the lanes whose bit is set, 0 in the others
-template <typename T>
-inline Vector<T> where_set(uint64_t bits, Vector<T> v) {
-#ifdef DISCFUSED_X86
-  if constexpr (sizeof v == sizeof(__m512i)) {
-    if constexpr (sizeof(T) == 4)
-      return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v);
-    else
-      return _mm512_maskz_mov_pd(static_cast<__mmask8>(bits), v);
-  }
-#endif
-  Bits<T> lane_bit{};
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) lane_bit[lane] = 1u << lane;
-  const auto word = static_cast<std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>(bits);
-  return ((Bits<T>{} + word) & lane_bit) != 0 ? v : Vector<T>{};
-}
 
 // Stores past the caches, for what is too large to be found there again: the processor need not
 // read a line before it overwrites it. `to` is aligned to the size of v.
@@ -215,68 +168,4 @@ inline auto narrow(V v) {
   }
 }
 
-// ---------------------------------------------------------------- exp and log1p
-
-// How 2^k is written in T, and how many terms of a series reach T's last bit.
-template <typename T>
-struct Exponent;
-
-template <>
-struct Exponent<float> {
-  static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer
-  static constexpr float kLowest = -87.0f;    // below it exp(x) is taken for 0
-  static constexpr int kMantissa = 23, kBias = 127, kExpTerms = 7, kLogTerms = 8;
-};
-
-template <>
-struct Exponent<double> {
-  static constexpr double kRound = 0x1.8p52;
-  static constexpr double kLowest = -708.0;
-  static constexpr int kMantissa = 52, kBias = 1023, kExpTerms = 13, kLogTerms = 17;
-};
-
-// exp(x) = 2^k exp(r) with |r| <= log(2) / 2, and the Taylor series of exp(r).
-template <typename T>
-inline Vector<T> exp_series(Vector<T> x) {
-  using E = Exponent<T>;
-  const Vector<T> shifted = x * T(1.44269504088896340736) + E::kRound;
-  const Vector<T> k = shifted - E::kRound;
-  // log(2) in two parts; the first has so few bits that k times it is exact.
-  const Vector<T> r = (x - k * T(0.693145751953125)) - k * T(1.42860682030941723212e-6);
-  Vector<T> sum = Vector<T>{} + T(1);
-  for (int n = E::kExpTerms; n > 0; --n) sum = sum * r * T(1.0 / n) + T(1);
-  // The low bits of `shifted` are k, in two's complement: no conversion that NaN could upset.
-  const Bits<T> scale = (bits_as<Bits<T>>(shifted) + E::kBias) << E::kMantissa;
-  return x < E::kLowest ? Vector<T>{} : sum * bits_as<Vector<T>>(scale);
-}
-
-// log(1 + x) = 2 atanh(s) with s = x / (2 + x) <= 1/3, and the Taylor series of atanh(s) / s.
-template <typename T>
-inline Vector<T> log1p_series(Vector<T> x) {
-  const Vector<T> s = x / (x + T(2));
-  const Vector<T> square = s * s;
-  Vector<T> sum{};
-  for (int n = Exponent<T>::kLogTerms; n >= 0; --n) sum = sum * square + T(1.0 / (2 * n + 1));
-  return s * sum * T(2);
-}
-
 }  // namespace discfused::cpu::DISCFUSED_ISA
-
-namespace discfused {
-
-namespace isa = cpu::DISCFUSED_ISA;
-
-#define DISCFUSED_FOR_VECTORS(function, kernel, T)                   \
-  template <>                                                        \
-  inline isa::Vector<T> function<isa::Vector<T>>(isa::Vector<T> x) { \
-    return isa::kernel<T>(x);                                        \
-  }
-DISCFUSED_FOR_VECTORS(absolute, clear_sign, float)
-DISCFUSED_FOR_VECTORS(absolute, clear_sign, double)
-DISCFUSED_FOR_VECTORS(exp_nonpositive, exp_series, float)
-DISCFUSED_FOR_VECTORS(exp_nonpositive, exp_series, double)
-DISCFUSED_FOR_VECTORS(log1p_unit, log1p_series, float)
-DISCFUSED_FOR_VECTORS(log1p_unit, log1p_series, double)
-#undef DISCFUSED_FOR_VECTORS
-
-}  // namespace discfused

@@ -6,12 +6,13 @@
 import functools
 import os
 import warnings
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from discfused.backends import _library
 from discfused.backends.contract import Backend
+from discfused.backends.cpu import CpuBackend
 from discfused.backends.cuda import CudaBackend
-from discfused.backends.native import CpuBackend
 from discfused.backends.triton_backend import TritonBackend
 
 ENVIRONMENT_VARIABLE = "DISCFUSED_BACKEND"
@@ -48,6 +49,11 @@ def status() -> list[Status]:
 
 def get(name: str) -> Backend:
     return _BACKENDS[name]
+
+
+def fused() -> Iterable[Backend]:
+    """All but the reference."""
+    return _BACKENDS.values()
 
 
 def preferred(device_type: str) -> tuple[str, list[str]]:

@@ -1,7 +1,8 @@
 """Loads discfused._C, the compiled kernels; or says why it cannot be loaded and what to do.
 
-A library compiled against another torch can crash the process or, worse, run. So whatever can be
-known is checked before it is loaded, against the record that the build left in _build.json.
+Loading it registers its kernels with PyTorch; the module itself is empty. A library compiled
+against another torch can crash the process or, worse, run. So whatever can be known is checked
+before it is loaded, against the record that the build left in _build.json.
 """
 
 import functools
@@ -11,7 +12,8 @@ import importlib.metadata
 import json
 import re
 import shlex
-import sysconfig
+import threading
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
@@ -21,6 +23,7 @@ import torch
 from discfused import _commit
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_loading = threading.Lock()
 
 
 class LibraryUnavailable(RuntimeError):
@@ -34,7 +37,8 @@ class LibraryUnavailable(RuntimeError):
 
 def load() -> ModuleType:
     """discfused._C. Raises LibraryUnavailable and nothing else; the answer is kept."""
-    library = _load_once()
+    with _loading:  # the cache alone would let the first calls of several threads load it at once
+        library = _load_once()
     if isinstance(library, LibraryUnavailable):
         raise LibraryUnavailable(library.reason, library.fix)
     return library
@@ -126,11 +130,12 @@ def _check(record: dict) -> None:
     if "cpu" not in record["built"]:
         why = record["left_out"]["cpu"]
         raise LibraryUnavailable(f"not compiled, because {why['reason']}", why["fix"])
-    running = {"torch": str(torch.__version__), "python_abi": sysconfig.get_config_var("SOABI")}
-    for what, now in running.items():
-        if record[what] != now:
-            reason = f"compiled for {what} {record[what]}, but this is {what} {now}"
-            raise LibraryUnavailable(reason, _compile_again())
+    if record["torch"] != (now := str(torch.__version__)):
+        reason = f"compiled for torch {record['torch']}, but this is torch {now}"
+        raise LibraryUnavailable(reason, _compile_again())
+    if not record["library"].endswith(EXTENSION_SUFFIXES[0]):
+        reason = f"{record['library']} is not for this Python, which loads *{EXTENSION_SUFFIXES[0]}"
+        raise LibraryUnavailable(reason, _compile_again())
     library = _PACKAGE / record["library"]
     if not library.exists():
         raise LibraryUnavailable(f"{library} is missing", _compile_again())
@@ -147,7 +152,7 @@ def _compile_again() -> str:
         installed = importlib.metadata.distribution("discfused")
         origin = json.loads(installed.read_text("direct_url.json") or "{}")
         if (installed.read_text("INSTALLER") or "").strip() == "uv":
-            command = f"uv {command}"
+            command = f"uv {command} --no-build-isolation"  # else it compiles nothing
     except (importlib.metadata.PackageNotFoundError, ValueError):
         origin = {}
     return f"run `{command} {_source(origin)}`"

@@ -1,6 +1,6 @@
 """What this machine can compile; and of each part that it cannot: why, and what to do.
 
-Standard library only: the questions are asked before any torch is installed.
+Standard library only: find_compiler is asked before any torch is installed.
 """
 
 import os
@@ -10,14 +10,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-CSRC = Path(__file__).resolve().parent
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 PARTS = ("cpu", "cuda")
 CHOICES = ("auto", "none", *PARTS)
-CUDA_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # Ampere to Blackwell
+DEFAULT_ARCHITECTURES = ("8.0", "9.0+PTX")  # where no GPU is visible; in torch's notation
 BYTES_PER_JOB = 2 * 1024**3
 
 
@@ -43,7 +43,7 @@ class Plan:
 
     def leave_out(self, part: str, why: LeftOut) -> None:
         """Goes on without the part, unless it was asked for by name."""
-        if part == self.request or self.request == "cuda":  # cuda needs the cpu part, too
+        if part == self.request:
             raise SystemExit(f"DISCFUSED_BUILD is {self.request!r}, but {why}")
         self.left_out[part] = why
 
@@ -57,20 +57,13 @@ class Plan:
 
     def record(self) -> dict:
         """What the installed package keeps: for `doctor`, and for the check before loading."""
-        record = {
-            "built": self.parts,
-            "left_out": {
-                part: {"reason": why.reason, "fix": why.fix} for part, why in self.left_out.items()
-            },
+        left_out = {
+            part: {"reason": why.reason, "fix": why.fix} for part, why in self.left_out.items()
         }
+        record = {"built": self.parts, "left_out": left_out}
         if self.parts:
-            record |= {
-                "torch": str(self.torch.__version__),
-                "cuda": self.torch.version.cuda,
-                "hip": self.torch.version.hip,
-                "compiler": self.compiler,
-                "python_abi": sysconfig.get_config_var("SOABI"),
-            }
+            versions = {"torch": str(self.torch.__version__), "cuda": self.torch.version.cuda}
+            record |= versions | {"compiler": self.compiler}
         if "cuda" in self.parts:
             record["cuda_architectures"] = self.nvcc.architectures()
         return record
@@ -87,26 +80,24 @@ def decide(request: str, import_torch: Callable[[], ModuleType]) -> Plan:
     """import_torch gives the torch to compile against, or raises LeftOut."""
     plan = Plan(request)
     if request == "none":
-        nothing = LeftOut(
-            "DISCFUSED_BUILD=none asked for pure Python", "unset it and install again"
-        )
-        plan.left_out = dict.fromkeys(PARTS, nothing)
+        why = LeftOut("DISCFUSED_BUILD=none asked for pure Python", "unset it and install again")
+        plan.left_out = dict.fromkeys(PARTS, why)
         return plan
     try:
         plan.compiler = find_compiler()
-        plan.torch = import_torch()
-        plan.parts.append("cpu")
-        if not plan.compiler.startswith("GCC"):
-            plan.left_out["threads"] = LeftOut(
-                f"{plan.compiler} brings another OpenMP runtime than the one that torch uses",
-                "compile with CC=gcc CXX=g++",
-            )
+        plan.torch = torch = import_torch()
     except LeftOut as why:
-        plan.leave_out("cpu", why)
-        plan.leave_out("cuda", why)
+        for part in PARTS:  # cuda needs the cpu part, too
+            plan.leave_out(part, why)
         return plan
+    plan.parts.append("cpu")
+    if not plan.compiler.startswith("GCC"):
+        plan.left_out["threads"] = LeftOut(
+            f"{plan.compiler} brings another OpenMP runtime than the one that torch uses",
+            "compile with CC=gcc CXX=g++",
+        )
     try:
-        plan.nvcc = find_cuda(request, str(plan.torch.__version__), plan.torch.version.cuda)
+        plan.nvcc = find_cuda(request, torch.__version__, torch.version.cuda, visible_gpus(torch))
         plan.parts.append("cuda")
     except LeftOut as why:
         plan.leave_out("cuda", why)
@@ -130,7 +121,6 @@ def find_compiler() -> str:
             "install GCC (the package g++ or gcc-c++) or set CXX to a C++ compiler, then install "
             "discfused again",
         ) from None
-    macros = dict(line.split(" ", 2)[1:] for line in text.splitlines() if line.count(" ") > 1)
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         raise LeftOut(
@@ -138,22 +128,29 @@ def find_compiler() -> str:
             "install the headers of Python (the package python3-dev or python3-devel), then "
             "install discfused again",
         )
+    macros = dict(line.split(" ", 2)[1:] for line in text.splitlines() if line.count(" ") > 1)
     if "__clang__" in macros:
         return "Clang {__clang_major__}.{__clang_minor__}".format_map(macros)
-    if "__GNUC__" in macros:
-        return "GCC {__GNUC__}.{__GNUC_MINOR__}".format_map(macros)
-    raise LeftOut(
-        f"the C++ compiler {command!r} is neither GCC nor Clang, whose vector extensions the "
-        "kernels need",
-        "install one of them and set CXX to it",
-    )
+    return "GCC {__GNUC__}.{__GNUC_MINOR__}".format_map(macros)
+
+
+def visible_gpus(torch: ModuleType) -> list[str]:
+    """The architectures of the GPUs at hand, each once."""
+    try:
+        if not torch.cuda.is_available():
+            return []
+        found = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+        return [f"{major}.{minor}" for major, minor in sorted(set(found))]
+    except RuntimeError:  # a GPU that does not answer is no reason not to install
+        return []
 
 
 class Nvcc:
     """A CUDA compiler, and what it says about itself."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, visible: Sequence[str] = ()):
         self.path = path
+        self.wanted = visible or DEFAULT_ARCHITECTURES
         match = re.search(r"release (\d+\.\d+)", self._ask("--version"))
         self.version = match[1] if match else "of an unknown version"
         # Found by asking, not from the path: an nvcc on PATH can be a wrapper that lives elsewhere.
@@ -168,33 +165,36 @@ class Nvcc:
         return answer.stdout + answer.stderr
 
     def architectures(self) -> list[str]:
-        """What to compile for, in torch's notation; by default with PTX for the GPUs to come."""
+        """What to compile for, in torch's notation."""
         chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
         if chosen:
             return re.split(r"[ ;]+", chosen.strip())
         known = self._ask("--list-gpu-code").split()
-        names = [name for name in CUDA_ARCHITECTURES if "sm_" + name.replace(".", "") in known]
-        return [*names[:-1], *(f"{newest}+PTX" for newest in names[-1:])]
+        return [name for name in self.wanted if f"sm_{_number(name)}" in known]
 
     def architecture_flags(self) -> list[str]:
-        """By default torch would choose the GPUs that are visible, and fails where none is."""
+        """Without them, torch fails where no GPU is visible."""
         if os.environ.get("TORCH_CUDA_ARCH_LIST"):
             return []  # torch reads it
         flags = []
         for name in self.architectures():
-            number = name.removesuffix("+PTX").replace(".", "")
+            number = _number(name)
             flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
             if name.endswith("+PTX"):
                 flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
         return flags
 
 
-def find_cuda(request: str, torch_version: str, torch_cuda: str | None) -> Nvcc:
+def _number(architecture: str) -> str:
+    return architecture.removesuffix("+PTX").replace(".", "")
+
+
+def find_cuda(
+    request: str, torch_version: str, torch_cuda: str | None, visible: Sequence[str] = ()
+) -> Nvcc:
     """The nvcc to compile csrc/cuda with; what matters is torch's CUDA, not a visible GPU."""
     if request == "cpu":
         raise LeftOut("DISCFUSED_BUILD=cpu asked for the CPU kernels only", "unset it")
-    if not any(CSRC.glob("cuda/*.cu")):
-        raise LeftOut("this release has no CUDA kernels", "build with DISCFUSED_BUILD=cpu or auto")
     if torch_cuda is None:
         raise LeftOut(
             f"torch {torch_version} is not a CUDA build",
@@ -210,7 +210,7 @@ def find_cuda(request: str, torch_version: str, torch_cuda: str | None) -> Nvcc:
             f"install the CUDA {major} toolkit (torch {torch_version} is built for CUDA "
             f"{torch_cuda}) and set CUDA_HOME to it",
         )
-    nvcc = Nvcc(path)
+    nvcc = Nvcc(path, visible)
     if nvcc.version.split(".")[0] != major:
         raise LeftOut(
             f"{path} is CUDA {nvcc.version}, but torch {torch_version} is built for CUDA "
@@ -218,16 +218,11 @@ def find_cuda(request: str, torch_version: str, torch_cuda: str | None) -> Nvcc:
             f"set CUDA_HOME to a CUDA {major} toolkit, or install a torch built for CUDA "
             f"{nvcc.version}",
         )
-    header = nvcc.home / "include" / "cuda_runtime.h"
-    if not header.exists():
-        raise LeftOut(
-            f"{header} is missing",
-            "install the headers of the CUDA runtime, or set CUDA_HOME to a complete toolkit",
-        )
     if not nvcc.architectures():
         raise LeftOut(
-            f"{path} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}",
-            "set TORCH_CUDA_ARCH_LIST to those it knows, or CUDA_HOME to another toolkit",
+            f"{path} (CUDA {nvcc.version}) knows none of the architectures "
+            f"{', '.join(nvcc.wanted)}",
+            "set CUDA_HOME to another toolkit, or TORCH_CUDA_ARCH_LIST to what this one knows",
         )
     return nvcc
 

@@ -1,0 +1,35 @@
+// Page faults are most of what it costs to write to memory that the system has just handed out.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace discfused::cpu {
+
+// Hints for a new tensor, before it is written: whether the system follows them changes no result.
+inline void prepare([[maybe_unused]] const at::Tensor& fresh) {
+#if defined(MADV_HUGEPAGE) && defined(MADV_POPULATE_WRITE)
+  constexpr uintptr_t kPage = 4096, kHugePage = uintptr_t{2} << 20, kSmallest = 256 * 1024;
+  if (fresh.nbytes() < kSmallest) return;
+  const auto address = [](uintptr_t value) { return reinterpret_cast<void*>(value); };
+  const auto data = reinterpret_cast<uintptr_t>(fresh.const_data_ptr());
+  const uintptr_t begin = data / kPage * kPage, end = (data + fresh.nbytes()) / kPage * kPage;
+  unsigned char resident = 0;
+  // Memory that has been used before has its pages: the last one is asked for all.
+  if (mincore(address(end - kPage), kPage, &resident) != 0 || resident & 1) return;
+  uintptr_t huge_begin = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  uintptr_t huge_end = end / kHugePage * kHugePage;
+  if (huge_begin >= huge_end) huge_begin = huge_end = end;
+  madvise(address(huge_begin), huge_end - huge_begin, MADV_HUGEPAGE);
+  // Small pages one by one would cost a fault each; the huge ones are few.
+  madvise(address(begin), huge_begin - begin, MADV_POPULATE_WRITE);
+  madvise(address(huge_end), end - huge_end, MADV_POPULATE_WRITE);
+#endif
+}
+
+}  // namespace discfused::cpu

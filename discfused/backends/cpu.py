@@ -1,0 +1,42 @@
+"""The CPU kernels of the compiled library: csrc/cpu registers the operators of the contract."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from discfused._definitions import accumulation_dtype
+from discfused.backends import _library
+from discfused.backends.contract import hard_slots
+
+
+class CpuBackend:
+    name = "cpu"
+    device_type = "cpu"
+
+    def unavailable(self) -> str | None:
+        try:
+            _library.load()
+        except _library.LibraryUnavailable as error:
+            return str(error)
+        return None
+
+    # struct Rows and struct Kept of csrc/cpu say what is where.
+
+    def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
+        N = target.shape[0]
+        if target.is_floating_point():
+            index, weight = (0,), (N, num_classes)
+        else:
+            S = hard_slots(N, num_classes)
+            index, weight = (N + 2 * S + 1,), (N + S,)
+        return target.new_empty(index, dtype=torch.int64), target.new_empty(weight, dtype=dtype)
+
+    def empty_kept(
+        self, features: Tensor, rows: Sequence[Tensor], num_classes: int
+    ) -> Sequence[Tensor]:
+        N, D = features.shape
+        soft = rows[1].dim() == 2
+        S = num_classes if soft else hard_slots(N, num_classes)
+        dtype = accumulation_dtype(features.dtype)
+        return (features.new_empty(S * D + 4 * D + S, dtype=dtype),)
