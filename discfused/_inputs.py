@@ -186,11 +186,13 @@ def logits(value: object) -> int:
     return x.shape[1]
 
 
-def loss_arguments(x: object, t: object, sample_weight: object) -> Tensor:
+def loss_arguments(x: object, t: object, sample_weight: object, ignore_index: int) -> Tensor:
     """The target of a loss without features: F.cross_entropy checks the rest."""
     x, t = _floats("logits", x), _tensor("target", t)
     if not t.dtype.is_floating_point:
         t = class_indices(t)
+    elif x.dim() == 2:
+        _check_soft(t, x.shape[1], ignore_index)
     if sample_weight is not None:
         if x.dim() != 2:
             raise ValueError(

@@ -236,7 +236,7 @@ def _without_features(
             "features is None, expected [N, D]: pass the features, attach the criterion to the "
             "model (FusedDiscLoss.attach), or set gini_weight = kl_weight = 0"
         )
-    target = _inputs.loss_arguments(logits, target, sample_weight)
+    target = _inputs.loss_arguments(logits, target, sample_weight, ignore_index)
     return _cross_entropy.cross_entropy(
         logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
     )
@@ -280,11 +280,16 @@ def _terms(
             gini, kl = reference.disc_terms(x, rows, pi, options.activation, options.impurity)
             results.append((gini_weight * gini + kl_weight * kl, gini, kl))
         else:
-            terms = _ops.named(name).terms(
+            # A weight inside the operator would be a constant of torch.compile's graph.
+            compiling = torch.compiler.is_compiling()
+            penalty, gini, kl, _ = _ops.named(name).terms(
                 x, rows, C, pi, ACTIVATIONS.index(options.activation),
-                IMPURITIES.index(options.impurity), gini_weight, kl_weight,
+                IMPURITIES.index(options.impurity),
+                *((1.0, 1.0) if compiling else (gini_weight, kl_weight)),
             )  # fmt: skip
-            results.append(terms[:3])
+            if compiling:
+                penalty = gini_weight * gini + kl_weight * kl
+            results.append((penalty, gini, kl))
     if len(results) == 1:
         return results[0]
     return tuple(sum(values) / len(values) for values in zip(*results, strict=True))

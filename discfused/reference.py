@@ -39,8 +39,9 @@ def class_histogram(features: Tensor, m: Tensor, activation: str) -> Tensor:
     counts = (m != 0).any(1, keepdim=True)
     x = torch.where(counts, x, 0)  # a row that does not count may hold anything, NaN included
     n = m.sum(0).unsqueeze(1)  # [C, 1]
-    # A matrix product under autocast would round to half precision.
-    with torch.autocast(x.device.type, enabled=False):
+    # A matrix product under autocast would round to half precision. "meta" has no autocast.
+    device = "cpu" if x.device.type == "meta" else x.device.type
+    with torch.autocast(device, enabled=False):
         return m.T @ activate(x, activation) / torch.where(n == 0, 1, n)
 
 
@@ -60,7 +61,8 @@ def disc_terms(
     else:  # Renyi entropy of order 2, as a part of what it can be with the classes present
         present = (n > 0).sum().to(H.dtype)
         entropy = -torch.where(live, squares, 1).log() / present.clamp(min=2).log()
-        term = torch.where(present < 2, 0, torch.where(live, entropy, 1).mean())
+        alone = 0 * squares  # one class: 0, or NaN where the features are
+        term = torch.where(present < 2, alone, torch.where(live, entropy, 1)).mean()
 
     q = P.sum(1) / live.sum().clamp(min=1)  # [C]: distribution of the features over the classes
     pi = n / torch.where(n.sum() == 0, 1, n.sum()) if prior is None else prior

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from discfused.backends.contract import ACTIVATIONS, accumulation_dtype
+from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
 # N, D, C: ones; odd sizes; more classes than samples; wider than a block of columns; many rows
 SHAPES = [
@@ -86,35 +86,25 @@ class OptionCase:
 
 
 OPTIONS = [
-    OptionCase("default", lambda N, C: {}),
     *(
-        OptionCase(f"{activation}, {'centred' if center else 'raw'}",
-                   lambda N, C, a=activation, c=center: {"activation": a, "center": c})
+        OptionCase(f"{activation}, {impurity}",
+                   lambda N, C, a=activation, i=impurity: {"activation": a, "impurity": i})
         for activation in ACTIVATIONS
-        for center in (True, False)
+        for impurity in IMPURITIES
     ),
-    OptionCase("reverse", lambda N, C: {"kl_direction": "reverse"}),
     OptionCase("uniform prior", lambda N, C: {"prior": "uniform"}),
-    OptionCase("reverse, uniform prior",
-               lambda N, C: {"kl_direction": "reverse", "prior": "uniform"}),
     OptionCase("prior tensor", lambda N, C: {"prior": torch.rand(C) + 0.1}),
     OptionCase("prior with zeros",
                lambda N, C: {"prior": torch.arange(C).remainder(2) if C > 1 else torch.ones(1)}),
-    OptionCase("class weights", lambda N, C: {"weight": torch.rand(C) + 0.1}),
-    OptionCase("class weights with a zero",
-               lambda N, C: {"weight": torch.cat([torch.zeros(1), torch.rand(C - 1) + 0.1])}),
     OptionCase("sample weights", lambda N, C: {"sample_weight": torch.rand(N)}),
     OptionCase("sample weights with zeros",
-               lambda N, C: {"sample_weight": torch.arange(N) % 3}),
-    OptionCase("all weights",
-               lambda N, C: {"weight": torch.rand(C) + 0.1, "sample_weight": torch.rand(N)}),
-    OptionCase("large eps", lambda N, C: {"eps": 0.3}),
+               lambda N, C: {"sample_weight": torch.arange(N) % 3, "impurity": "collision"}),
 ]  # fmt: skip
 
 
 def features(N: int, D: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Not centred, with a constant (dead) column if there are several."""
+    """Of any sign, with a dead column if there are several."""
     x = torch.randn(N, D, dtype=torch.float64) + 0.5 * torch.rand(D, dtype=torch.float64)
     if D > 2:
-        x[:, 1] = 0.75
+        x[:, 1] = 0
     return x.to(dtype)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cases import soft_labels
 from discfused import disc_terms
-from discfused.backends.contract import ACTIVATIONS
+from discfused._definitions import ACTIVATIONS, IMPURITIES
 from formulas import Answer, answer
 
 # The same examples on every machine and in every run: a failure is of the code, not of the day.
@@ -45,10 +45,8 @@ FIELDS = tuple(Batch.__dataclass_fields__)
 
 
 @st.composite
-def batches(
-    draw, soft=None, activations=ACTIVATIONS, center=None, rows=(1, 12), constant=True
-) -> Batch:
-    """Sizes, labels and options of every kind; None: either; constant: maybe one feature is.
+def batches(draw, soft=None, activations=ACTIVATIONS, rows=(1, 12), dead=True) -> Batch:
+    """Sizes, labels and options of every kind; soft=None: either; dead: maybe one feature is.
 
     The numbers themselves come from a seed: ties would put a row on the kink of an activation,
     where a gradient may be either of two.
@@ -63,12 +61,11 @@ def batches(
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
     x = torch.randn(N, D, generator=generator, dtype=torch.float64) + rand(D)
-    kinds = ["any sign", "never negative", *(["one constant"] if constant else [])]
-    kind = draw(st.sampled_from(kinds), label="features")
+    kind = draw(st.sampled_from(["any sign", "never negative", "one dead"]), label="features")
     if kind == "never negative":  # as an average-pooled ReLU map
         x = x.abs() + 0.1
-    elif kind == "one constant":
-        x[:, 0] = 0.75
+    elif kind == "one dead" and dead:
+        x[:, 0] = 0
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
@@ -78,15 +75,11 @@ def batches(
 
     options: dict[str, Any] = {
         "activation": draw(st.sampled_from(activations), label="activation"),
-        "center": draw(st.booleans(), label="center") if center is None else center,
-        "kl_direction": draw(st.sampled_from(["forward", "reverse"]), label="kl_direction"),
+        "impurity": draw(st.sampled_from(IMPURITIES), label="impurity"),
         "prior": draw(st.sampled_from(["batch", "uniform", "tensor"]), label="prior"),
     }
     if options["prior"] == "tensor":
         options["prior"] = rand(C) + 0.1
-    if draw(st.booleans(), label="weight"):
-        options["weight"] = rand(C) + 0.1
-        options["weight"][-1] = draw(st.sampled_from([0.0, 1.0]), label="last class's weight")
     if draw(st.booleans(), label="sample_weight"):
         options["sample_weight"] = rand(N) + 0.1
         options["sample_weight"][0] = draw(st.sampled_from([0.0, 1.0]), label="first row's weight")

@@ -74,19 +74,16 @@ DIVERGENCES = {
 
 
 @pytest.mark.parametrize("case", DIVERGENCES)
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("num_classes", [3, 40])
-def test_zeros_in_a_divergence(backend, case, direction, num_classes):
+def test_zeros_in_a_divergence(backend, case, num_classes):
     counts, pi = DIVERGENCES[case]
     q = [count / 4 for count in counts]
-    p, q = (q, pi) if direction == "reverse" else (pi, q)
-    expected = sum(a * math.log(a / max(b, 1e-8)) for a, b in zip(p, q, strict=True) if a > 0)
+    expected = sum(a * math.log(a / max(b, 1e-10)) for a, b in zip(pi, q, strict=True) if a > 0)
 
     own = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
     y = torch.arange(9) % 3
     x = (y[:, None] == own).double() * (1 + torch.rand(9, 1).double())
-    options = {"prior": F.pad(torch.tensor(pi).double(), (0, num_classes - 3)),
-               "kl_direction": direction, "center": False}  # fmt: skip
+    options = {"prior": F.pad(torch.tensor(pi).double(), (0, num_classes - 3))}
     values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
     assert values[1].item() == pytest.approx(expected, abs=1e-12)
     written = answer(x, y, num_classes, **options)
@@ -101,7 +98,7 @@ def test_zeros_in_a_divergence(backend, case, direction, num_classes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("activation", ["relu", "abs", "sigmoid", "softplus"])
+@pytest.mark.parametrize("activation", ["relu", "abs"])
 def test_features_at_the_ends_of_half_precision_are_finite(backend, dtype, activation):
     x = torch.randn(N, D).sign().mul(torch.finfo(dtype).max).to(dtype)
     if dtype == torch.bfloat16:  # whose end is that of float32, where sums overflow
@@ -115,22 +112,32 @@ def test_features_at_the_ends_of_half_precision_are_finite(backend, dtype, activ
 EMPTY = {
     "no rows": (torch.zeros(0, D), torch.zeros(0, dtype=torch.long)),
     "all ignored": (torch.rand(N, D), torch.full((N,), -100)),
-    "one row": (torch.rand(1, D), torch.tensor([2])),
-    "all features constant": (torch.rand(D).expand(N, D), torch.arange(N) % C),
-    "all features zero": (torch.zeros(N, D), torch.arange(N) % C),
 }
 
 
 @pytest.mark.parametrize("case", EMPTY)
 @pytest.mark.parametrize("num_classes", [C, 500])
 @pytest.mark.parametrize("prior", ["batch", "uniform"])
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_nothing_to_say(backend, case, num_classes, prior, direction):
+@pytest.mark.parametrize("impurity", ["gini", "collision"])
+def test_nothing_to_say(backend, case, num_classes, prior, impurity):
     x, y = EMPTY[case]
-    options = {"prior": prior, "kl_direction": direction}
+    options = {"prior": prior, "impurity": impurity}
     values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
     assert values.tolist() == [0, 0]
     assert not gradients.any()
+
+
+@pytest.mark.parametrize("num_classes", [C, 500])
+@pytest.mark.parametrize("prior", ["batch", "uniform"])
+@pytest.mark.parametrize("impurity", ["gini", "collision"])
+def test_all_features_dead(backend, num_classes, prior, impurity):
+    options = {"prior": prior, "impurity": impurity}
+    x, y = torch.zeros(N, D), torch.arange(N) % C
+    values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
+    assert values.tolist() == [1, 0]
+    assert not gradients.any()
+    values, _ = terms_and_gradients(x, torch.full((N,), 2), backend, num_classes, **options)
+    assert values.tolist() == [float(impurity == "gini"), 0]  # collision is 0 for one class
 
 
 @pytest.mark.parametrize("case", ["no rows", "all ignored"])
@@ -160,10 +167,10 @@ PRESENT = {  # which classes the rows are of: what a class that has no row, or o
 @pytest.mark.parametrize("case", PRESENT)
 @pytest.mark.parametrize("num_classes", [4, 100])
 @pytest.mark.parametrize("prior", ["batch", "uniform"])
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_classes_that_are_absent_or_alone(backend, case, num_classes, prior, direction):
+@pytest.mark.parametrize("impurity", ["gini", "collision"])
+def test_classes_that_are_absent_or_alone(backend, case, num_classes, prior, impurity):
     y = torch.tensor(PRESENT[case])
-    x, options = features(len(y), 3), {"prior": prior, "kl_direction": direction}
+    x, options = features(len(y), 3), {"prior": prior, "impurity": impurity}
     values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
     written = answer(x, y, num_classes, **options)
     torch.testing.assert_close(values, written.values, rtol=1e-12, atol=1e-12)
@@ -172,13 +179,13 @@ def test_classes_that_are_absent_or_alone(backend, case, num_classes, prior, dir
 
 
 @pytest.mark.parametrize("kind", LABELS)
-@pytest.mark.parametrize("activation", ["relu", "softplus"])
+@pytest.mark.parametrize("activation", ["relu", "abs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bounds(backend, kind, activation, dtype):
     """With more samples and classes than the batches of test_facts.py have."""
     x, y = features(N, D, dtype), labels(N, C, kind)
     gini, kl = disc_terms(x, y, C, activation=activation, backend=backend)
-    assert 0 <= gini <= 1 - 1 / C + 2e-5
+    assert 0 <= gini <= 1
     assert 0 <= kl < math.inf
 
 
@@ -193,7 +200,7 @@ def test_cross_entropy_alone_sends_a_gradient_to_soft_labels(backend):
 @pytest.mark.parametrize("unit", [1e6, 1e-6])
 @pytest.mark.parametrize("activation", ["relu", "abs"])
 def test_units_of_features_and_weights_change_nothing(backend, activation, unit):
-    """float32 has room for each sum, but not for every product of two of them."""
+    """float32 has room for each mean, but not for every product of two of them."""
     x, y, n = features(40, 6, torch.float32), labels(40, C), torch.rand(40) + 0.5
     scale = 1e28 if unit > 1 else 1e-28
     found = []

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from properties import batches, close, fact, formulas, terms, terms_and_gradients  # isort: skip
@@ -16,9 +17,7 @@ from hypothesis import strategies as st
 
 from cases import DTYPES
 from discfused import class_histogram
-from discfused.backends.contract import accumulation_dtype
-
-SCALE_FREE = ("relu", "abs", "square")
+from discfused._definitions import accumulation_dtype
 
 
 @fact
@@ -30,31 +29,65 @@ def test_values_and_gradients_are_those_of_the_formulas(backend, batch):
     close(gradients, expected.gradients, expected.gradients.abs())
 
 
+def authors(x: Tensor, y: Tensor, C: int) -> Tensor:
+    """The procedure of the paper's authors, in our words: batch prior, hard labels, no dead feature."""
+    one_hot = F.one_hot(y, C).to(x)
+    counts = one_hot.sum(0)
+    P = F.normalize(one_hot.T @ x.abs() / counts.clamp(min=1)[:, None], p=1, dim=0)
+    log_q = (P.sum(1) / P.sum() + 1e-10).log()
+    return torch.stack([(1 - P.square().sum(0)).mean(),
+                        F.kl_div(log_q, counts / len(y), reduction="sum")])  # fmt: skip
+
+
+@fact
+@given(batch=batches(soft=False, dead=False))
+def test_the_terms_are_those_of_the_paper(backend, batch):
+    batch = batch.having(
+        target=batch.target.clamp(min=0), sample_weight=None, activation="abs", impurity="gini",
+        prior="batch",
+    )  # fmt: skip
+    x = batch.x.detach().requires_grad_()
+    expected = authors(x, batch.target, batch.num_classes)
+    gradients = [torch.autograd.grad(term, x, retain_graph=True)[0] for term in expected]
+    got, got_gradients = terms_and_gradients(batch, backend)
+    close(got, expected.detach(), tolerance=2e-9)  # they add 1e-10, the specification clamps
+    close(got_gradients, torch.stack(gradients), torch.stack(gradients).abs(), tolerance=1e-8)
+
+
 @fact
 @given(batch=batches(), dtype=st.sampled_from(DTYPES))
 def test_bounds(backend, batch, dtype):
-    gini, kl = terms(batch.having(x=batch.x.to(dtype)), backend)
-    assert gini.dtype == kl.dtype == accumulation_dtype(dtype)
-    assert 0 <= gini <= 1 - 1 / batch.num_classes + 8 * torch.finfo(accumulation_dtype(dtype)).eps
+    term, kl = terms(batch.having(x=batch.x.to(dtype)), backend)
+    assert term.dtype == kl.dtype == accumulation_dtype(dtype)
+    expected = formulas(batch)
+    dead = 1 - expected.P.shape[1] / batch.x.shape[1]
+    most = 1.0
+    if batch.options["impurity"] == "gini":
+        y = batch.target
+        present = batch.num_classes if y.is_floating_point() else len(y[y >= 0].unique())
+        most = dead + (1 - dead) * (1 - 1 / max(present, 1))
+    assert 0 <= term <= most + 8 * torch.finfo(accumulation_dtype(dtype)).eps
     assert 0 <= kl < math.inf
 
 
 @fact
-@given(batch=batches())
-def test_gini_is_zero_iff_every_live_feature_fires_for_one_class_only(backend, batch):
+@given(batch=batches(dead=False))
+def test_impurity_is_zero_iff_every_feature_fires_for_one_class_only(backend, batch):
     P = formulas(batch).P
-    alone = bool(((P > 0).sum(0) == 1).all())
-    assert (terms(batch, backend)[0] < 1e-9) == alone
+    alone = bool(((P > 0).sum(0) == 1).all()) and P.shape[1] == batch.x.shape[1]
+    several = (P > 0).any(1).sum() > 1
+    if P.numel() and (several or batch.options["impurity"] == "gini"):
+        assert (terms(batch, backend)[0] < 1e-9) == alone
 
 
 @fact
-@given(batch=batches(soft=False, activations=("relu",)))
-def test_gini_is_zero_with_zero_gradient_where_features_are_pure(backend, batch):
-    """Every feature is high for one class, and the same low number for all others."""
-    own = torch.arange(batch.x.shape[1]) % batch.num_classes
-    low = 0.0 if not batch.options["center"] else -1.0
-    pure = torch.where(batch.target[:, None] == own, batch.x.abs() + 0.1, low)
-    batch = batch.having(x=pure)
+@given(batch=batches(soft=False))
+def test_impurity_is_zero_with_zero_gradient_where_features_are_pure(backend, batch):
+    """Every feature fires for one class, which is there, and not for any other."""
+    target = batch.target.clamp(min=0)
+    own = target[torch.arange(batch.x.shape[1]) % len(target)]
+    pure = torch.where(target[:, None] == own, batch.x.abs() + 0.1, 0)
+    batch = batch.having(x=pure, target=target, sample_weight=None)
     values, gradients = terms_and_gradients(batch, backend)
     close(values[0], torch.zeros_like(values[0]), tolerance=1e-12)
     close(gradients[0], torch.zeros_like(gradients[0]))
@@ -66,7 +99,7 @@ def test_kl_is_zero_iff_features_match_the_prior(backend, batch):
     """Pinsker: KL is at least half the squared distance, so it is 0 for nothing but the match."""
     P, q, pi, *_ = formulas(batch)
     _, kl = terms(batch, backend)
-    if P.shape[1] == 0:
+    if P.shape[1] == 0 or not P.any():
         assert kl == 0
         return
     assert kl >= 0.5 * (q - pi).abs().sum() ** 2 - 1e-7  # of the floor under the denominator
@@ -76,29 +109,38 @@ def test_kl_is_zero_iff_features_match_the_prior(backend, batch):
 
 
 @fact
-@given(batch=batches(activations=SCALE_FREE), data=st.data())
+@given(batch=batches())
+def test_collision_is_gini_with_one_factor_for_each_feature(backend, batch):
+    """d collision / d x_ij = d gini / d x_ij / (sum_c P_cj^2 log K)"""
+    P = formulas(batch).P
+    values, gini = terms_and_gradients(batch.having(impurity="gini"), backend)
+    other, collision = terms_and_gradients(batch.having(impurity="collision"), backend)
+    close(other[1], values[1], tolerance=0)
+    y, weight = batch.target, batch.options.get("sample_weight", torch.ones(len(batch.x)))
+    m = y if y.is_floating_point() else (y[:, None] == torch.arange(batch.num_classes)).double()
+    K = ((m * weight[:, None]).sum(0) > 0).sum()
+    if K < 2:
+        assert other[0] == 0 and not collision[0].any()
+        return
+    if P.shape[1] != batch.x.shape[1]:
+        return
+    factor = 1 / (P.square().sum(0) * K.double().log())
+    close(collision[0], gini[0] * factor, gini[0].abs() * factor)
+
+
+@fact
+@given(batch=batches(), data=st.data())
 def test_scale_of_a_feature_changes_nothing(backend, batch, data):
     D = batch.x.shape[1]
-    exponents = data.draw(st.lists(st.floats(-12, 12), min_size=D, max_size=D), label="log10 scale")
-    factor = 10 ** torch.tensor(exponents, dtype=torch.float64)
+    exponents = data.draw(st.lists(st.floats(-40, 40), min_size=D, max_size=D), label="log10 scale")
+    signs = [-1, 1] if batch.options["activation"] == "abs" else [1]
+    sign = data.draw(st.lists(st.sampled_from(signs), min_size=D, max_size=D), label="sign")
+    factor = 10 ** torch.tensor(exponents, dtype=torch.float64) * torch.tensor(sign)
     values, gradients = terms_and_gradients(batch, backend)
     scaled, scaled_gradients = terms_and_gradients(batch.having(x=batch.x * factor), backend)
     close(scaled, values)
     close(scaled_gradients * factor, gradients, gradients.abs())
     close((batch.x * gradients).sum(1), torch.zeros(2, D).double(), (batch.x * gradients).abs())
-
-
-@fact
-@given(batch=batches(center=True), data=st.data())
-def test_shift_of_a_centred_feature_changes_nothing(backend, batch, data):
-    D = batch.x.shape[1]
-    shift = data.draw(st.lists(st.floats(-10, 10), min_size=D, max_size=D), label="shift")
-    values, gradients = terms_and_gradients(batch, backend)
-    moved = batch.having(x=batch.x + torch.tensor(shift, dtype=torch.float64))
-    shifted, shifted_gradients = terms_and_gradients(moved, backend)
-    close(shifted, values)
-    close(shifted_gradients, gradients, gradients.abs())
-    close(gradients.sum(1), torch.zeros(2, D).double(), gradients.abs())
 
 
 @fact
@@ -122,7 +164,7 @@ def test_permutations_change_nothing(backend, batch, seed):
     generator = torch.Generator().manual_seed(seed)
     C, y = batch.num_classes, batch.target
     rows, columns, names = (torch.randperm(n, generator=generator) for n in (*batch.x.shape, C))
-    by_class = {key: batch.options[key][names.argsort()] for key in ("weight", "prior")
+    by_class = {key: batch.options[key][names.argsort()] for key in ("prior",)
                 if isinstance(batch.options.get(key), Tensor)}  # fmt: skip
     by_row = {key: batch.options[key][rows] for key in ("sample_weight",) if key in batch.options}
     renamed = (
@@ -157,7 +199,7 @@ def test_stacking_a_batch_on_itself_changes_nothing(backend, batch, times):
 def test_one_hot_equals_hard(backend, batch):
     y = batch.target
     one_hot = torch.eye(batch.num_classes, dtype=torch.float64)[y.clamp(min=0)]
-    one_hot[y < 0] = 0  # no share of any class: the row does not count
+    one_hot[y < 0] = 0  # of no class: the row does not count
     hard, hard_gradients = terms_and_gradients(batch, backend)
     soft, soft_gradients = terms_and_gradients(batch.having(target=one_hot), backend)
     close(soft, hard, tolerance=1e-12)
@@ -165,62 +207,61 @@ def test_one_hot_equals_hard(backend, batch):
 
 
 @fact
-@given(batch=batches(constant=False), data=st.data())
-def test_given_the_mean_the_histogram_of_a_batch_is_the_sum_of_its_parts(backend, batch, data):
-    N, D = batch.x.shape
-    cuts = data.draw(st.lists(st.integers(0, N), max_size=3).map(sorted), label="cuts")
-    options = {key: batch.options[key] for key in ("activation", "weight") if key in batch.options}
-    sample_weight = batch.options.get("sample_weight", torch.ones(N, dtype=torch.float64))
-    y, C, center = batch.target, batch.num_classes, batch.options["center"]
-
-    whole = batch.x.clone().requires_grad_()
-    H = class_histogram(
-        whole, y, C, center=center, sample_weight=sample_weight, backend=backend, **options
-    )
-    x = batch.x.clone().requires_grad_()
-    given_mean = 0
-    if center:  # by autograd, so that its gradient is that of the formula
-        raw = {"center": False, "activation": "relu", "weight": options.get("weight")}
-        n = torch.stack(
-            [class_histogram(torch.ones(1, 1).double(), y[i : i + 1], C, backend="reference",
-                             sample_weight=sample_weight[i : i + 1], **raw).sum()
-             for i in range(N)]
-        )  # fmt: skip
-        given_mean = (n[:, None] * x).sum(0) / n.sum().clamp(min=1e-300)
-    parts = [
-        class_histogram(
-            (x - given_mean)[start:stop], y[start:stop], C, center=False, backend=backend,
-            sample_weight=sample_weight[start:stop], **options,
-        )
-        for start, stop in zip([0, *cuts], [*cuts, N], strict=True)
-    ]  # fmt: skip
-    close(sum(parts), H)
-    upstream = torch.linspace(-1, 1, C * D, dtype=torch.float64).view(C, D)
-    H.backward(upstream)
-    sum(parts).backward(upstream)
-    close(x.grad, whole.grad, whole.grad.abs())
+@given(batch=batches(soft=False), data=st.data())
+def test_repeating_a_class_moves_kl_through_the_prior_alone(backend, batch, data):
+    c = data.draw(st.integers(0, batch.num_classes - 1), label="class")
+    rows = torch.cat([torch.arange(len(batch.x)), (batch.target == c).nonzero().flatten()])
+    by_row = {key: batch.options[key][rows] for key in ("sample_weight",) if key in batch.options}
+    repeated = batch.having(x=batch.x[rows], target=batch.target[rows], **by_row)
+    prior = torch.linspace(1, 2, batch.num_classes, dtype=torch.float64)
+    close(terms(repeated, backend)[0], terms(batch, backend)[0])
+    given_prior = [terms(each.having(prior=prior), backend) for each in (repeated, batch)]
+    close(*given_prior)
 
 
 @fact
-@given(batch=batches(rows=(2, 12)), value=st.sampled_from([math.nan, math.inf, -math.inf]))
+@given(batch=batches(), data=st.data())
+def test_sums_and_sizes_of_a_batch_are_those_of_its_parts(backend, batch, data):
+    """n_c H_cj and n_c: what makes sums over several processes exact."""
+    N, D = batch.x.shape
+    cuts = data.draw(st.lists(st.integers(0, N), max_size=3).map(sorted), label="cuts")
+    weight = batch.options.get("sample_weight", torch.ones(N, dtype=torch.float64))
+    y, C, activation = batch.target, batch.num_classes, batch.options["activation"]
+    m = y if y.is_floating_point() else (y[:, None] == torch.arange(C)).double()
+
+    def sums(part: slice) -> tuple[Tensor, Tensor]:
+        H = class_histogram(
+            batch.x[part], y[part], C, sample_weight=weight[part], activation=activation,
+            backend=backend,
+        )  # fmt: skip
+        sizes = (m * weight[:, None])[part].sum(0)
+        return sizes[:, None] * H, sizes
+
+    parts = [slice(*ends) for ends in zip([0, *cuts], [*cuts, N], strict=True)]
+    for whole, part in zip(sums(slice(N)), zip(*map(sums, parts), strict=True), strict=True):
+        close(sum(part), whole)
+
+
+@fact
+@given(
+    batch=batches(rows=(2, 12), dead=False),
+    value=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
 def test_a_bad_number_is_never_a_plausible_result(backend, batch, value):
     """In the row 1, which counts; and in the row 0, which does not."""
-    N, D = batch.x.shape
     target = batch.target.clone()
     if not target.is_floating_point():
         target[1] = 0
-    weight = torch.ones(N)
+    weight = torch.ones(len(batch.x))
     weight[0] = 0
-    batch = batch.having(target=target, weight=None, sample_weight=weight)
+    batch = batch.having(target=target, sample_weight=weight)
     x = batch.x.clone()
     x[1, 0] = value
-    values, gradients = terms_and_gradients(batch.having(x=x), backend)
+    values, _ = terms_and_gradients(batch.having(x=x), backend)
     assert values.isnan().all()
-    if batch.options["center"] or value != -math.inf:  # below 0 every activation is flat in the end
-        assert gradients[:, :, 0].isnan().any()
 
     x = batch.x.clone()
-    x[0, D - 1] = value
+    x[0, -1] = value
     values, gradients = terms_and_gradients(batch.having(x=x), backend)
     without = batch.having(x=batch.x[1:], target=target[1:], sample_weight=None)
     expected, expected_gradients = terms_and_gradients(without, backend)
@@ -230,59 +271,27 @@ def test_a_bad_number_is_never_a_plausible_result(backend, batch, value):
 
 
 @fact
-@given(batch=batches(), case=st.sampled_from(["no rows", "all ignored", "one row", "constant"]))
-def test_nothing_to_say_is_zero_with_zero_gradient(backend, batch, case):
-    """Nothing is above its own mean where there is one row, or where all rows are alike."""
-    batch = batch.having(center=True, activation="relu")
-    N = len(batch.x)
-    if case in ("no rows", "one row"):
-        n = ("no rows", "one row").index(case)
-        weight = batch.options.get("sample_weight")
-        batch = batch.having(
-            x=batch.x[:n], target=batch.target[:n],
-            sample_weight=None if weight is None else weight[:n],
-        )  # fmt: skip
-    elif case == "all ignored":
-        batch = batch.having(target=torch.full((N,), -100))
-    else:
-        batch = batch.having(x=batch.x[:1].expand(batch.x.shape))
+@given(batch=batches(dead=False))
+def test_a_dead_feature_counts_as_one_and_gets_no_gradient(backend, batch):
+    D = batch.x.shape[1]
+    x = torch.cat([batch.x, torch.zeros(len(batch.x), 1)], 1)
     values, gradients = terms_and_gradients(batch, backend)
-    assert values.tolist() == [0, 0]
-    assert not gradients.any()
-
-
-@fact
-@given(batch=batches(soft=False))
-def test_one_class_only_has_no_impurity_and_matches_its_own_prior(backend, batch):
-    only = batch.num_classes - 1
-    batch = batch.having(target=torch.full((len(batch.x),), only), prior="batch")
-    values, gradients = terms_and_gradients(batch, backend)
-    close(values, torch.zeros(2).double(), tolerance=1e-12)
-    close(gradients, torch.zeros_like(gradients))
-
-
-@pytest.mark.parametrize("small", [False, True], ids=["constant", "subnormal"])
-@fact
-@given(batch=batches(center=True, activations=SCALE_FREE, rows=(2, 12)))
-def test_dead_features_get_no_gradient(backend, small, batch):
-    x = batch.x.clone()
-    x[:, 0] = x[:, 0] * 1e-310 if small else 0.75
-    values, gradients = terms_and_gradients(batch.having(x=x), backend)
-    assert not gradients[:, :, 0].any()
-    if x.shape[1] > 1:  # and do not change those of the others
-        rest, rest_gradients = terms_and_gradients(batch.having(x=x[:, 1:]), backend)
-        close(values, rest)
-        close(gradients[:, :, 1:], rest_gradients, rest_gradients.abs())
+    more, more_gradients = terms_and_gradients(batch.having(x=x), backend)
+    assert not more_gradients[:, :, D].any()
+    if batch.options["impurity"] == "gini" and formulas(batch).pi.any() and (values != 0).any():
+        close(more[0] * (D + 1), values[0] * D + 1)
+    close(more[1], values[1])  # a dead feature has no part in q
+    close(more_gradients[1, :, :D], gradients[1], gradients.abs())
 
 
 @fact
 @given(batch=batches(soft=True))
 def test_labels_weights_and_prior_are_constants(backend, batch):
-    """No gradient flows to y, t, w, s, pi: those that may require one get none."""
+    """No gradient flows to y, t, s, pi: those that may require one get none."""
     soft, x = batch.target.clone().requires_grad_(), batch.x.clone().requires_grad_()
-    gini, kl = terms(batch.having(x=x, target=soft), backend)
-    assert torch.autograd.grad(gini + kl, soft, allow_unused=True) == (None,)
-    for name in ("weight", "sample_weight", "prior"):
+    term, kl = terms(batch.having(x=x, target=soft), backend)
+    assert torch.autograd.grad(term + kl, soft, allow_unused=True) == (None,)
+    for name in ("sample_weight", "prior"):
         value = batch.options.get(name)
         if isinstance(value, Tensor):
             with pytest.raises(ValueError, match=name):

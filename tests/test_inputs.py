@@ -36,9 +36,6 @@ BAD = [
     ("logits", torch.ones(N, C, dtype=torch.long), TypeError, "torch.int64"),
     ("logits", torch.randn(N, C, device="meta"), ValueError, "meta"),
     ("weight", torch.ones(C + 1), ValueError, "[4]"),
-    ("weight", torch.tensor([1, 1, math.nan, 1]), ValueError, "weight[2] is nan"),
-    ("weight", torch.tensor([1, 1, 1, -1.0]), ValueError, "weight[3] is -1.0"),
-    ("weight", torch.tensor([math.inf, 1, 1, 1]), ValueError, "weight[0] is inf"),
     ("weight", torch.ones(C, requires_grad=True), ValueError, "detach"),
     ("weight", [1.0] * C, TypeError, "list"),
     ("sample_weight", torch.ones(N, 1), ValueError, "[8]"),
@@ -49,19 +46,20 @@ BAD = [
     ("prior", torch.zeros(C), ValueError, "sums to 0"),
     ("prior", torch.ones(C + 1), ValueError, "[5]"),
     ("activation", "gelu", ValueError, "'relu'"),
-    ("kl_direction", "backward", ValueError, "'reverse'"),
+    ("impurity", "entropy", ValueError, "'collision'"),
     ("reduction", "batchmean", ValueError, "'none'"),
     ("backend", "cudnn", ValueError, "'reference'"),
     ("feature_dim", 0, ValueError, "samples"),
     ("feature_dim", 2, ValueError, "feature_dim is 2"),
     ("feature_dim", 1.0, TypeError, "int"),
-    ("eps", -1e-6, ValueError, "eps is -1e-06"),
-    ("eps", math.nan, ValueError, "nan"),
     ("gini_weight", -0.1, ValueError, "-0.1"),
     ("kl_weight", math.inf, ValueError, "inf"),
     ("kl_weight", "0.3", TypeError, "'0.3'"),
     ("label_smoothing", 1.5, ValueError, "between 0 and 1"),
     ("ignore_index", None, TypeError, "None"),
+    ("ignore_index", 2**63, ValueError, "64 bits"),
+    ("sample_weight", -torch.ones(N), ValueError, "sample_weight[0] is -1.0"),
+    ("target", torch.full((N,), 2**63, dtype=torch.uint64), IndexError, "2^63 - 1"),
     ("process_group", object(), NotImplementedError, "process_group"),
 ]
 
@@ -93,7 +91,7 @@ def test_the_other_functions_check_too(function):
 
 
 def test_without_features_the_door_is_there_too():
-    with pytest.raises(IndexError, match=r"target\[3\] is 3"):
+    with pytest.raises(IndexError, match="3"):  # PyTorch's own
         fused_disc_loss(GOOD["logits"][:, :3], GOOD["target"], gini_weight=0, kl_weight=0)
     with pytest.raises(TypeError, match=r"logits have dtype torch\.int64"):
         fused_disc_loss(torch.ones(2, 3).long(), torch.ones(2, 3), gini_weight=0, kl_weight=0)
@@ -108,7 +106,8 @@ def test_without_features_the_door_is_there_too():
     ("options", "error"),
     [
         ({"activation": "gelu"}, ValueError),
-        ({"weight": torch.tensor([1.0, math.nan])}, ValueError),
+        ({"weight": torch.tensor([1.0, 2.0]).bool()}, TypeError),
+        ({"prior": torch.tensor([1.0, math.nan])}, ValueError),
         ({"weight": [1.0, 2.0]}, TypeError),
         ({"prior": "none"}, ValueError),
         ({"gini_weight": -1}, ValueError),
@@ -121,3 +120,14 @@ def test_without_features_the_door_is_there_too():
 def test_the_criterion_checks_when_it_is_made(options, error):
     with pytest.raises(error):
         FusedDiscLoss(**options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    np = pytest.importorskip("numpy", reason="PyTorch does without NumPy")
+    expected = fused_disc_loss(**GOOD, gini_weight=0.25, kl_weight=2.0, ignore_index=1)
+    got = fused_disc_loss(
+        **GOOD, gini_weight=np.float32(0.25), kl_weight=np.int64(2), ignore_index=np.int64(1)
+    )
+    assert got == expected
+    x, y = GOOD["features"], GOOD["target"]
+    assert disc_terms(x, y, np.int32(C)) == disc_terms(x, y, C)

@@ -19,9 +19,8 @@ ROWS = [
     ["modules.py"],
     ["tap.py", "functional.py"],
     ["_ops.py"],
-    ["_autograd.py", "_cross_entropy.py", "_inputs.py"],
-    ["reference.py", "backends/"],
-    ["_commit.py", "_version.py"],
+    ["_cross_entropy.py", "_inputs.py", "reference.py", "backends/"],
+    ["_commit.py", "_definitions.py", "_version.py"],
 ]
 
 
@@ -58,6 +57,12 @@ def test_imports_point_downwards(path):
         if module.startswith("discfused."):
             other = file_of(module)
             assert other is None or row(other) >= row(path), f"{path} imports {module}"
+
+
+def test_only_the_choice_of_a_backend_imports_the_reference():
+    users = {path for path in FILES for module, _ in imported(path)
+             if module in ("discfused.reference",)}  # fmt: skip
+    assert users == {"functional.py"}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if row(path) > 1])

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from cases import features, labels, soft_labels
 from discfused import disc_terms, fused_disc_loss
 
@@ -53,9 +55,7 @@ def test_equals_cross_entropy(backend, soft, weighted, smoothing, reduction, ign
     got = fused_disc_loss(
         logits, target, x, gini_weight=0.5, kl_weight=0.25, backend=backend, **options
     )
-    gini, kl = disc_terms(
-        x, target, C, weight=options["weight"], ignore_index=ignore_index, backend="reference"
-    )
+    gini, kl = disc_terms(x, target, C, ignore_index=ignore_index, backend="reference")
     penalty = 0.5 * gini + 0.25 * kl
     if reduction == "sum":
         penalty = penalty * (N if soft else (target != ignore_index).sum())
@@ -74,6 +74,9 @@ def test_equals_cross_entropy(backend, soft, weighted, smoothing, reduction, ign
 def test_any_shape_of_cross_entropy_passes_through(logits, target):
     logits, target = torch.randn(logits), torch.randint(0, C, target)
     assert torch.equal(fused_disc_loss(logits, target, **OFF), F.cross_entropy(logits, target))
+    weight = torch.randn(C)  # negative class weights as well
+    got = fused_disc_loss(logits, target, weight=weight, **OFF)
+    assert torch.equal(got, F.cross_entropy(logits, target, weight))
     if logits.dim() > 1:
         soft = torch.rand(logits.shape)
         assert torch.equal(fused_disc_loss(logits, soft, **OFF), F.cross_entropy(logits, soft))
@@ -96,6 +99,14 @@ def test_sample_weight_is_repetition(backend, soft, reduction, smoothing):
     weighted = fused_disc_loss(logits, target, x, sample_weight=k, **options)
     repeated = fused_disc_loss(logits[rows], target[rows], x[rows], **options)
     torch.testing.assert_close(weighted, repeated, rtol=1e-12, atol=1e-12)
+
+
+def test_class_weights_act_on_cross_entropy_alone(backend):
+    logits, x, y, weight = torch.randn(N, C), features(N, D).float(), labels(N, C), torch.randn(C)
+    loss, terms = fused_disc_loss(logits, y, x, weight=weight, return_terms=True, backend=backend)
+    gini, kl = disc_terms(x, y, C, backend=backend)
+    assert (terms.ce, terms.gini, terms.kl) == (F.cross_entropy(logits, y, weight), gini, kl)
+    torch.testing.assert_close(loss, terms.ce + 0.5 * gini + 0.5 * kl)
 
 
 def test_sample_weight_zero_hides_an_infinite_loss(backend):
@@ -206,17 +217,35 @@ def test_several_layers_are_averaged(backend):
     assert maps.grad.abs().sum() > 0 and flat.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_labels_are_looked_at_once_for_all_layers(fused_backend, soft):
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    names = []
+    target = soft_labels(N, C) if soft else labels(N, C)
+    layers = [torch.randn(N, width, requires_grad=True) for width in (3, 4, 5)]
+    with Calls():
+        fused_disc_loss(torch.randn(N, C), target, layers, backend=fused_backend).backward()
+    count = {name: names.count(f"discfused::{fused_backend}_{name}")
+             for name in ("rows", "terms", "gradient")}  # fmt: skip
+    assert count == {"rows": 1, "terms": 3, "gradient": 3}
+
+
 def test_feature_layouts(backend):
+    """phi first, then the mean over the rest."""
     y = labels(N, C)
     maps = torch.randn(N, D, 4, 3)
-    expected = disc_terms(maps.mean((2, 3)), y, C, backend=backend)
+    expected = disc_terms(maps.abs().mean((2, 3)), y, C, backend=backend)
     assert disc_terms(maps, y, C, backend=backend) == expected
     channels_last = maps.to(memory_format=torch.channels_last)
     torch.testing.assert_close(disc_terms(channels_last, y, C, backend=backend), expected)
     tokens = maps.flatten(2).transpose(1, 2)  # [N, T, D]
     torch.testing.assert_close(disc_terms(tokens, y, C, feature_dim=-1, backend=backend), expected)
     half = maps.half()  # averaged in float32, not rounded in between
-    exact = disc_terms(half.float().mean((2, 3)), y, C, backend=backend)
+    exact = disc_terms(half.float().abs().mean((2, 3)), y, C, backend=backend)
     torch.testing.assert_close(disc_terms(half, y, C, backend=backend), exact)
 
 

@@ -8,8 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cases import DTYPES, features, labels, soft_labels
-from discfused import backends, disc_terms, fused_disc_loss
-from discfused.backends import _library
+from discfused import disc_terms, fused_disc_loss
 
 
 def loss_and_gradient(x, target, C, backend, sample_weight=None):
@@ -75,44 +74,6 @@ def test_memory_is_the_table_the_gradient_and_little_more(fused_backend, N, D, C
     peak = peak_bytes(lambda: loss_and_gradient(x, y, C, fused_backend))
     assert gradient < peak  # the measure does see what it must
     assert peak < table + gradient + 64 * (N + C) + 32 * D + 4096
-
-
-def test_a_large_gradient_takes_the_memory_of_an_earlier_one():
-    """But never of one that is in use; and no more than four wait."""
-    if reason := backends.get("cpu").unavailable():
-        pytest.skip(reason)
-    kept_bytes = _library.load().cpu.kept_bytes
-    x, y = features(1024, 1024, torch.float32), labels(1024, 10)
-    size = 4 * x.numel()
-
-    def gradient():
-        return loss_and_gradient(x, y, 10, "cpu")[1]
-
-    held = [gradient() for _ in range(6)]
-    assert len({tensor.data_ptr() for tensor in held}) == 6
-    expected = held[0].clone()
-    assert all(torch.equal(tensor, expected) for tensor in held)
-    held.clear()
-    assert kept_bytes() == 4 * size
-    for left in (3, 2, 1, 0, 0):
-        held.append(gradient())
-        assert kept_bytes() == left * size
-    assert all(torch.equal(tensor, expected) for tensor in held)
-    small = loss_and_gradient(x[:, :64], y, 10, "cpu")[1]
-    held.clear()
-    del small  # too small to be kept
-    assert kept_bytes() == 4 * size
-
-
-def test_calls_that_repeat_themselves_get_their_memory_back():
-    """The table that forward saves, nearly as large as the gradient, leaves it the gradient's."""
-    if reason := backends.get("cpu").unavailable():
-        pytest.skip(reason)
-    x, y = features(1024, 2048, torch.bfloat16), torch.arange(1024) % 410
-    waiting = [loss_and_gradient(x.float(), y % 4, 4, "cpu")[1] for _ in range(4)]
-    waiting.clear()  # nothing waits but what is too large
-    places = [loss_and_gradient(x, y, 500, "cpu")[1].data_ptr() for _ in range(5)]
-    assert len(set(places[2:])) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")

@@ -15,6 +15,7 @@ from cases import (
     soft_labels,
 )
 from discfused import class_histogram, disc_terms
+from discfused._definitions import ACTIVATIONS
 
 
 def check_terms(backend, x, target, C, **options):
@@ -92,11 +93,11 @@ def test_integer_labels_of_any_dtype(backend, dtype):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-@pytest.mark.parametrize("center", [False, True], ids=["raw", "centred"])
-def test_class_histogram(fused_backend, shape, soft, center):
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_class_histogram(fused_backend, shape, soft, activation):
     N, D, C = shape
     target = soft_labels(N, C) if soft else labels(N, C, "some ignored")
-    options = {"sample_weight": torch.rand(N), "activation": "softplus", "center": center}
+    options = {"sample_weight": torch.rand(N), "activation": activation}
     x, oracle = (features(N, D).requires_grad_() for _ in range(2))
     oracle.data.copy_(x.data)
     expected = class_histogram(oracle, target, C, backend="reference", **options)

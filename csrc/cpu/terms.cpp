@@ -83,23 +83,27 @@ Impurities impurity_term(
   std::fill(kept.constant, kept.constant + kept.width, Acc(0));
   std::fill(kept.slope, kept.slope + kept.width, Acc(0));
   const bool collision = impurity == kCollision;
+  const bool alone = collision && slots < 2;  // 0, unless the features are not finite
   const double unit = collision ? std::log(static_cast<double>(slots)) : 1;
   Impurities result{0, 0};
   for (int64_t j = 0; j < D; ++j) {
     if (kept.inverse[j] == 0) {
-      result.mean += 1;
+      result.mean += alone ? 0 : 1;
       continue;
     }
     ++result.live;
-    if (collision && slots < 2) continue;
     const double square = squares[j];
+    if (alone) {
+      result.mean += 0 * square;
+      continue;
+    }
     const double value = collision ? -std::log(square) / unit : 1 - square;
     const double factor = 2.0 / static_cast<double>(D) / (collision ? square * unit : 1);
     result.mean += value < 0 ? 0 : value;  // NaN passes
     kept.constant[j] = static_cast<Acc>(factor * square);
     kept.slope[j] = static_cast<Acc>(factor * kept.inverse[j]);
   }
-  result.mean = collision && slots < 2 ? 0 : result.mean / static_cast<double>(D);
+  result.mean /= static_cast<double>(D);
   return result;
 }
 

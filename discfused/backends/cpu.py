@@ -9,6 +9,8 @@ from discfused._definitions import accumulation_dtype
 from discfused.backends import _library
 from discfused.backends.contract import hard_slots
 
+PADDING = 16  # of rows of the table: kPadding of csrc/cpu/kernels.h
+
 
 class CpuBackend:
     name = "cpu"
@@ -38,5 +40,6 @@ class CpuBackend:
         N, D = features.shape
         soft = rows[1].dim() == 2
         S = num_classes if soft else hard_slots(N, num_classes)
+        width = (D + PADDING - 1) // PADDING * PADDING
         dtype = accumulation_dtype(features.dtype)
-        return (features.new_empty(S * D + 4 * D + S, dtype=dtype),)
+        return (features.new_empty((S + 4) * width + S, dtype=dtype),)
