@@ -186,8 +186,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> terms(
     const OptionalTensor& prior, int64_t activation, int64_t impurity, double gini_weight,
     double kl_weight) {
   std::vector<Tensor> kept;
-  const Constants constants{rows,       {},       &kept,       std::move(num_classes), prior,
-                            activation, impurity, gini_weight, kl_weight};
+  const Constants constants{
+      rows, {}, &kept, std::move(num_classes), prior, activation, impurity, gini_weight, kl_weight};
   if (!wants_gradient(features)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_terms<B>(features, constants);
@@ -214,8 +214,8 @@ Tensor gradient(
   }
   const Tensor none;
   return once<B>(
-      result, {features, grad_penalty.value_or(none), grad_gini.value_or(none),
-               grad_kl.value_or(none)});
+      result,
+      {features, grad_penalty.value_or(none), grad_gini.value_or(none), grad_kl.value_or(none)});
 }
 
 template <Backend B>

@@ -94,7 +94,9 @@ def _save_terms(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _terms_backward(ctx: Any, *upstream: Tensor | None) -> tuple:
     features, *saved = ctx.saved_tensors
     rows, kept = saved[: ctx.rows], saved[ctx.rows :]
-    gradient = torch.ops.discfused.triton_gradient(features, rows, kept, *upstream[:3], *ctx.options)
+    gradient = torch.ops.discfused.triton_gradient(
+        features, rows, kept, *upstream[:3], *ctx.options
+    )
     return gradient, [None] * ctx.rows, *[None] * 6
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from discfused._definitions import PROBABILITY_FLOOR, accumulation_dtype, activate
 
+
 def membership(
     target: Tensor,
     sample_weight: Tensor | None,

@@ -21,6 +21,7 @@ from PIL import Image  # noqa: E402
 from torchvision.datasets import cifar  # noqa: E402
 
 from discfused.recipes import splits  # noqa: E402
+from discfused.recipes.commands import RECIPE_OF  # noqa: E402
 from discfused.recipes.options import (  # noqa: E402
     DATASETS,
     LOSSES,
@@ -36,6 +37,7 @@ TRAIN, TEST = 6, 3
 SMALL = {
     "model.width": 0.125, "model.stem": "small", "data.workers": 0, "train.epochs": 1,
     "train.accelerator": "cpu", "train.precision": "32-true", "train.log_every": 1,
+    "loss.start": 0.0,
 }  # fmt: skip
 OF_DATA = {
     "digits": {"data.train_per_class": 2, "train.batch_size": 10},
@@ -43,7 +45,7 @@ OF_DATA = {
         "data.resize": 20, "data.image_size": 16, "train.batch_size": 6,
         "data.samples_per_class": 2,
     },
-    "cifar100": {"train.batch_size": 8, "data.samples_per_class": 2},
+    "cifar100": {"train.batch_size": 8, "data.samples_per_class": 2, "data.validation": 4},
 }  # fmt: skip
 
 __all__ = ["CLASSES", "DATASETS", "LOSSES", "MODELS", "TEST", "TRAIN", "Datasets", "run_options"]
@@ -59,12 +61,14 @@ def one_thread():
 
 
 class Datasets:
-    """Folders with a small Caltech-101 and a small CIFAR-100."""
+    """Folders with a few images of every data set that is not bundled."""
 
     def __init__(self, folder: Path):
         self.root, self.split = folder / "root", folder / "split.json"
         caltech101(self.root, self.split)
         cifar100(self.root)
+        cifar10(self.root)
+        fashionmnist(self.root)
 
     def options(self, data: str = "digits", **changes) -> Options:
         return run_options(data, {
@@ -73,7 +77,9 @@ class Datasets:
 
 
 def run_options(data: str = "digits", changes: dict | None = None) -> Options:
-    return parse(read(Path(data)), {**SMALL, **OF_DATA[data], **(changes or {})})
+    recipe = RECIPE_OF.get(data, data)
+    given = {**SMALL, **OF_DATA[recipe], "data.name": data, **(changes or {})}
+    return parse(read(Path(recipe)), given)
 
 
 def caltech101(root: Path, split: Path) -> None:
@@ -113,6 +119,32 @@ def cifar100(root: Path) -> None:
     (folder / "meta").write_bytes(pickle.dumps(meta, protocol=2))
 
 
-def accept_small_cifar100(monkeypatch) -> None:
+def cifar10(root: Path) -> None:
+    """Five pickles to learn from and one to test on, like those of CIFAR-100."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = numpy.random.default_rng(0)
+    for part in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pixels = random.integers(0, 256, (8, 3072)).astype("uint8")
+        entry = {"labels": [(3 * index) % 10 for index in range(8)], "data": pixels}
+        (folder / part).write_bytes(pickle.dumps(entry, protocol=2))
+    meta = {"label_names": [f"class {label}" for label in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+
+
+def fashionmnist(root: Path) -> None:
+    """The files of http://yann.lecun.com/exdb/mnist: numbers of 32 bits, and bytes."""
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    random = numpy.random.default_rng(0)
+    for part, count in (("train", 24), ("t10k", 12)):
+        pixels = random.integers(0, 256, (count, 28, 28)).astype("uint8")
+        labels = numpy.array([(3 * index) % 10 for index in range(count)], "uint8")
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            head = numpy.array([0x800 + array.ndim, *array.shape], ">u4")
+            (folder / f"{part}-{kind}-ubyte").write_bytes(head.tobytes() + array.tobytes())
+
+
+def accept_small_files(monkeypatch) -> None:
     """torchvision knows the checksums of the true files; everything else of it stays as it is."""
     monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))

@@ -1,6 +1,5 @@
 """`discfused demo`: one run as a person would start it; table, picture and refusals by hand."""
 
-import io
 import json
 import os
 import subprocess
@@ -16,78 +15,100 @@ from discfused import cli
 from discfused.recipes import demo, demo_picture, demo_report
 from discfused.recipes._files import require_writable
 from discfused.recipes._paired import paired
-from discfused.recipes._progress import Bar
-from discfused.recipes.demo_data import LOSSES, Measured, Run, split
+from discfused.recipes.demo_data import Measured, Run, split
 
-RESULTS = {"discfused-demo.png", "discfused-demo.jsonl"}
+EACH = [(network, loss) for network, losses in demo.LOSSES.items() for loss in losses]
 
 
 def run(tmp_path, *arguments):
-    """The rows of a run in this process."""
-    assert cli.main(["demo", "--out", str(tmp_path), *arguments]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == RESULTS  # no temporary file stays
-    return rows(tmp_path)
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "discfused-demo.jsonl").read_text().splitlines()]
+    """What a run in this process leaves behind."""
+    out, file = tmp_path / "out", tmp_path / "runs.json"
+    given = ["--images", "2", "--epochs", "1", "--out", str(out), "--json", str(file), *arguments]
+    assert cli.main(["demo", *given]) == 0
+    assert [path.name for path in out.iterdir()] == [demo.PICTURE]  # no temporary file stays
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs.json"]
+    return json.loads(file.read_text())
 
 
 def test_the_features_speak_for_fewer_digits_and_it_says_so(tmp_path, capsys):
-    heavy = "--gini-weight", "0.3", "--kl-weight", "0.3"
-    ce, gini, both = run(tmp_path, "--seeds", "1", "--epochs", "20", *heavy)
-    for row in (ce, gini, both):
-        assert row["accuracy"] > 90 and row["live"] > 32
-    assert max(gini["gini"], both["gini"]) < ce["gini"] - 0.1
+    runs = run(tmp_path, "--seeds", "1", "--epochs", "60", "--images", "6")["runs"]
+    found = {run["loss"]: run for run in runs if run["network"] == "resnet"}
+    assert found["ce"]["accuracy"] > 40
+    assert max(found[loss]["gini"] for loss in ("ce+gini", "ce+gini+kl")) < found["ce"]["gini"]
     printed = capsys.readouterr().out
-    assert f"| ce+gini+kl | {both['accuracy']:.2f} | - |" in printed
-    assert printed.count("points of accuracy: undecided.\n") == 2  # one pair
-    assert printed.count("lower with 1 of 1 seeds") == 2
-    picture = (tmp_path / "discfused-demo.png").read_bytes()
+    assert f"| resnet | ce | {found['ce']['accuracy']:.2f} | - | - | - |" in printed
+    assert f"| resnet | ce+gini+kl | {found['ce+gini+kl']['accuracy']:.2f} | " in printed
+    assert printed.count("| - | undecided |") == len(EACH) - 2  # one pair each
+    picture = (tmp_path / "out" / demo.PICTURE).read_bytes()
     assert picture.startswith(b"\x89PNG") and 20_000 < len(picture) < 200_000
 
 
 def test_the_losses_of_a_seed_differ_in_nothing_else(tmp_path):
-    """With weights of 0 the three are one: same split, same initial weights, same batches."""
-    command = [sys.executable, "-m", "discfused", "demo", "--seeds", "2", "--epochs", "1"]
-    command += ["--gini-weight", "0", "--kl-weight", "0", "--out", "a/b"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "\r" not in result.stderr  # no progress bar in a log
-    found = rows(tmp_path / "a/b")
-    assert [(row["seed"], row["loss"]) for row in found] == [(s, x) for s in (0, 1) for x in LOSSES]
-    seeds = [
-        {(row["accuracy"], row["gini"], row["kl"]) for row in found if row["seed"] == seed}
-        for seed in (0, 1)
+    """With weights of 0 they are one: same split, same initial weights, same batches; and it does
+    not matter how many processes share the seeds."""
+    documents = []
+    for threads in ("1", "2"):
+        command = [sys.executable, "-m", "discfused", "demo", "--seeds", "2", "--epochs", "1"]
+        command += ["--gini-weight", "0", "--kl-weight", "0", "--out", "a/b", "--json", "c/d.json"]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path,
+                                env={**os.environ, "OMP_NUM_THREADS": threads})  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        documents.append(json.loads((tmp_path / "c/d.json").read_text())["runs"])
+    found = documents[0]
+    assert [(row["seed"], row["network"], row["loss"]) for row in found] == [
+        (seed, *each) for seed in (0, 1) for each in EACH
     ]
-    assert len(seeds[0]) == len(seeds[1]) == 1
-    assert seeds[0] != seeds[1]
+    results = {}
+    for row in found:
+        if row["loss"] != demo.SMOOTHED:
+            numbers = results.setdefault((row["seed"], row["network"]), set())
+            numbers.add((row["accuracy"], row["gini"], row["kl"]))
+    assert [len(numbers) for numbers in results.values()] == [1] * 4
+    for one, other in zip(*documents, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
-def test_a_row_tells_all_that_it_depends_on(tmp_path):
-    row = run(tmp_path, "--seeds", "1", "--epochs", "1", "--backend", "reference",
-              "--gini-weight", "0.5", "--kl-weight", "2")[-1]  # fmt: skip
-    assert row["options"] == {
-        "seeds": 1, "epochs": 1, "gini_weight": 0.5, "kl_weight": 2.0,
-        "backend": "reference", "device": "cpu", "out": str(tmp_path),
+def test_the_document_tells_all_that_the_runs_depend_on(tmp_path):
+    document = run(tmp_path, "--seeds", "1", "--backend", "reference", "--gini-weight", "0.25",
+                   "--kl-weight", "2", "--impurity", "collision")  # fmt: skip
+    assert document["options"] == {
+        "seeds": 1, "images": 2, "epochs": 1, "gini_weight": 0.25, "kl_weight": 2.0,
+        "impurity": "collision", "backend": "reference", "device": "cpu",
+        "learning_rate": demo.LEARNING_RATE, "weight_decay": demo.WEIGHT_DECAY,
     }  # fmt: skip
-    assert row["versions"]["torch"] == torch.__version__
-    assert {"discfused", "python", "numpy", "sklearn", "matplotlib"} < set(row["versions"])
+    assert document["versions"]["torch"] == torch.__version__
+    assert {"discfused", "python", "numpy", "sklearn", "matplotlib"} < set(document["versions"])
 
 
 def test_the_split():
-    images, digits, train, test = split(3)
+    images, digits, train, test = split(3, 20)
     assert images.shape == (1797, 1, 8, 8) and images.min() == 0 and images.max() == 1
     assert torch.bincount(digits[train]).tolist() == [20] * 10
     assert torch.cat([train, test]).unique().numel() == len(train) + len(test) == 1797
-    assert torch.equal(train, split(3).train) and not torch.equal(train, split(4).train)
+    assert torch.equal(train, split(3, 20).train) and not torch.equal(train, split(4, 20).train)
+
+
+def test_the_residual_network_is_that_of_the_recipes():
+    pytest.importorskip("torchvision", reason="the recipes' network is torchvision's")
+    from discfused.recipes import models
+    from discfused.recipes.options import Model
+
+    own = demo.network("resnet", 0).eval()
+    recipes = models.build(Model("resnet18", 0.25, "auto", 0.0, False), 10, 8).eval()
+    recipes.conv1 = torch.nn.Conv2d(1, 16, 3, padding=1, bias=False)
+    theirs, ours = recipes.state_dict(), own.state_dict()
+    assert [value.shape for value in ours.values()] == [value.shape for value in theirs.values()]
+    recipes.load_state_dict(dict(zip(theirs, ours.values(), strict=True)))
+    images = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(own(images), recipes(images))
 
 
 def test_a_training_that_diverges_is_reported(tmp_path, capsys):
-    row = run(tmp_path, "--seeds", "1", "--epochs", "1", "--gini-weight", "1e39")[1]
+    runs = run(tmp_path, "--seeds", "1", "--gini-weight", "1e39", "--epochs", "3")["runs"]
+    row = next(row for row in runs if row["loss"] == "ce+gini")
     assert row["gini"] is None and row["accuracy"] < 20
     assert "nan" in capsys.readouterr().out
-    assert "NaN" not in (tmp_path / "discfused-demo.jsonl").read_text()
+    assert "NaN" not in (tmp_path / "runs.json").read_text()
 
 
 # --- refused before anything is trained -----------------------------------------------------------
@@ -98,11 +119,13 @@ def test_a_training_that_diverges_is_reported(tmp_path, capsys):
     [
         (["--seeds", "0"], "seeds is 0, expected at least 1"),
         (["--epochs", "-1"], "epochs is -1, expected at least 1"),
+        (["--images", "101"], "images is 101, expected from 1 to 100"),
         (["--epochs", "many"], "--epochs: invalid int value: 'many'"),
         (["--gini-weight", "nan"], "gini_weight is nan, expected a finite number >= 0"),
         (["--kl-weight", "-1"], "kl_weight is -1.0, expected a finite number >= 0"),
         (["--backend", "quick"], "backend is 'quick', expected one of 'reference', "),
         (["--out", "file"], "out is 'file', expected a folder that can be made and written"),
+        (["--json", "file/runs.json"], "json is 'file', expected a folder"),
         (["--out", "file/below"], "out is 'file/below', expected a folder"),
     ],
 )
@@ -126,42 +149,29 @@ def test_a_folder_without_permission(tmp_path):
 # --- the table, by hand ---------------------------------------------------------------------------
 
 
-def made_up(accuracies: dict[str, list[float]]) -> list[Run]:
-    seconds = (1.0, 2.0, 9.0, 1.5, 2.5)  # median of the first three: 2
-    runs = [
-        Run(loss, seed, accuracy, 0.5 + seed / 10, 0.01 * seed, 64 - seed, seconds[seed])
-        for loss, values in accuracies.items()
-        for seed, accuracy in enumerate(values)
-    ]
-    return runs[::-1]  # the order of the runs does not matter
-
-
-def test_table():
-    text = demo_report.table(
-        made_up({"ce": [90, 92, 94], "ce+gini": [91, 94, 97], "ce+gini+kl": [94, 92, 87]})
-    )
-    assert text.splitlines()[2:5] == [
-        # differences 1, 2, 3: mean 2, standard deviation 1, standard error 1 / sqrt(3)
-        # differences 4, 0, -7: mean -1, sd sqrt(31), error sqrt(31 / 3)
-        "| ce | 92.00 | 2.00 | - | 0.600 | 0.0100 | 63.0 of 64 | 2.00 |",
-        "| ce+gini | 94.00 | 3.00 | +2.00 +- 0.58 | 0.600 | 0.0100 | 63.0 of 64 | 2.00 |",
-        "| ce+gini+kl | 91.00 | 3.61 | -1.00 +- 3.21 | 0.600 | 0.0100 | 63.0 of 64 | 2.00 |",
-    ]
-
-
-def test_findings():
+def test_the_table():
     accuracies = {
-        "ce": [90] * 5,
-        "ce+gini": [91, 92, 93, 92, 92],
-        "ce+gini+kl": [89, 91, 89, 91, 90],
+        ("resnet", "ce"): [90, 92, 94, 93, 91],
+        # 1, 2, 3, 2, 2: mean 2, standard error sqrt(0.5 / 5), t(97.5%, 4) = 2.7764
+        ("resnet", "ce+gini"): [91, 94, 97, 95, 93],
+        # -1, 1, -1, 1, 0: mean 0, standard error sqrt(1 / 5)
+        ("resnet", "ce+gini+kl"): [89, 93, 93, 94, 91],
+        ("plain", "ce"): [80, 80, 80, 80, 80],
+        ("plain", "ce+gini+kl"): [79, 78, 77, 78, 78],
     }
-    text = demo_report.findings(made_up(accuracies))
-    # t(97.5%, 4) = 2.7764; differences 1, 2, 3, 2, 2: error sqrt(0.5 / 5) = 0.3162, margin 0.878
-    assert "ce+gini against ce: +2.00 +- 0.32 points of accuracy, " in text
-    assert "95% interval +1.12 to +2.88: gain.\n  Gini of the features: lower with 0 of 5" in text
-    # differences -1, 1, -1, 1, 0: error sqrt(1 / 5) = 0.4472, margin 1.242
-    assert "ce+gini+kl against ce: +0.00 +- 0.45 points of accuracy, " in text
-    assert "95% interval -1.24 to +1.24: undecided.\n" in text
+    runs = [
+        Run(network, loss, seed, accuracy, 0.5 + seed / 10, 0.01 * seed, 1.0)
+        for (network, loss), values in accuracies.items()
+        for seed, accuracy in reversed([*enumerate(values)])  # their order does not matter
+    ]
+    assert demo_report.report(runs).splitlines()[2:7] == [
+        "| resnet | ce | 92.00 | - | - | - | 0.700 | 0.0200 |",
+        "| resnet | ce+gini | 94.00 | +2.00 +- 0.32 | +1.12 to +2.88 | gain | 0.700 | 0.0200 |",
+        "| resnet | ce+gini+kl | 92.00 | +0.00 +- 0.45 | -1.24 to +1.24 | undecided | 0.700 "
+        "| 0.0200 |",
+        "| plain | ce | 80.00 | - | - | - | 0.700 | 0.0200 |",
+        "| plain | ce+gini+kl | 78.00 | -2.00 +- 0.32 | -2.88 to -1.12 | loss | 0.700 | 0.0200 |",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -195,35 +205,7 @@ def test_features_are_ordered_by_their_class_and_then_by_purity():
 
 
 def test_the_picture_of_features_that_are_all_dead(tmp_path):
-    dead = Measured(10.0, 0.0, 0.0, torch.zeros(10, 0))
+    dead = Measured(10.0, 0.0, 0.0, torch.zeros(10, 128))
     shown = dict.fromkeys(demo_picture.NAMES, dead)
     demo_picture.draw(shown, torch.arange(10), tmp_path / "dead.png")
     assert (tmp_path / "dead.png").stat().st_size > 10_000
-
-
-def test_measured_counts_the_live_features():
-    """A network whose first feature is constant: it is dead for the criterion, and here."""
-    model, data = demo.network(0), split(0)
-    with torch.no_grad():
-        model[7].weight[0], model[8].weight[0], model[8].bias[0] = 0, 0, 1
-    untouched = demo.measure(demo.network(0), data, None)
-    assert demo.measure(model, data, None).histogram.shape[1] == untouched.histogram.shape[1] - 1
-
-
-# --- the progress bar -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_bar_shows_on_terminals_only_and_is_gone_at_the_end(terminal, monkeypatch):
-    stream = io.StringIO()
-    stream.isatty = lambda: terminal
-    monkeypatch.setattr(sys, "stderr", stream)
-    with Bar(4) as bar:
-        bar.advance("seed 0")
-    if not terminal:
-        assert stream.getvalue() == ""
-        return
-    _, shown, blank, last = stream.getvalue().split("\r")
-    assert shown.startswith("[#######                       ]  25%, ")
-    assert shown.rstrip().endswith(" s left: seed 0")
-    assert blank.strip() == last == "" and len(blank) == len(shown)

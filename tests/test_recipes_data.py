@@ -61,8 +61,8 @@ def test_caltech101_leaves_the_background_out_unless_asked(small):
 
 
 def test_cifar100_in_its_own_format(small, monkeypatch):
-    recipe_cases.accept_small_cifar100(monkeypatch)
-    parts = load(small, "cifar100")
+    recipe_cases.accept_small_files(monkeypatch)
+    parts = load(small, "cifar100", **{"data.validation": None})
     assert len(parts.classes) == 100 and parts.classes[7] == "fine 7"
     assert len(parts.train) == 24 and len(parts.test) == 12
     assert parts.train.labels.tolist()[:5] == [0, 3, 2, 1, 0]
@@ -75,6 +75,39 @@ def test_cifar100_in_its_own_format(small, monkeypatch):
 def test_a_cifar100_that_is_not_whole_is_an_error(small):
     with pytest.raises(FileNotFoundError, match=r"corrupted.*expected .*cifar-100-python/train"):
         load(small, "cifar100")
+
+
+def test_cifar10_and_fashionmnist_in_their_own_formats(small, monkeypatch):
+    recipe_cases.accept_small_files(monkeypatch)
+    parts = load(small, "cifar10", **{"data.validation": None})
+    assert (len(parts.classes), len(parts.train), len(parts.test)) == (10, 40, 8)
+    stored = numpy.random.default_rng(0).integers(0, 256, (8, 3072)).astype("uint8")
+    assert torch.equal(parts.train.decode(7), torch.from_numpy(stored)[7].view(3, 32, 32))
+    parts = load(small, "fashionmnist", **{"data.validation": None})
+    assert parts.classes[9] == "Ankle boot" and (len(parts.train), len(parts.test)) == (24, 12)
+    stored = numpy.random.default_rng(0).integers(0, 256, (24, 28, 28)).astype("uint8")
+    assert torch.equal(parts.train.decode(5), torch.from_numpy(stored)[5].expand(3, 28, 28))
+    assert parts.train.labels[:4].tolist() == [0, 3, 6, 9]
+    image, label = parts.test[0, 0]  # padded to the recipe's size, not normalised
+    assert image.shape == (3, 32, 32) and 0 == image.min() and image.max() <= 1 and label == 0
+
+
+def test_held_out_images_are_the_same_for_every_seed(small):
+    held_out = {"data.validation": 5, "data.samples_per_class": None}
+    parts, other = (load(small, "caltech101", seed, **held_out) for seed in (0, 1))
+    whole = load(small, "caltech101")
+    shown = [{i.numpy().tobytes() for i in images.kept}
+             for images in (parts.train, parts.validation, whole.train)]  # fmt: skip
+    assert (len(parts.train), len(parts.validation)) == (13, 5) and whole.validation is None
+    assert shown[0] | shown[1] == shown[2] and not shown[0] & shown[1]
+    assert shown[1] == {i.numpy().tobytes() for i in other.validation.kept}
+    assert torch.equal(parts.validation[0, 2][0], parts.validation[9, 2][0])  # not augmented
+    fewer = load(small, "caltech101", **held_out, **{"data.train_per_class": 2})
+    assert not {i.numpy().tobytes() for i in fewer.train.kept} & shown[1]
+    changed = load(small, "caltech101", **held_out, **{"data.validation_seed": 34})
+    assert shown[1] != {i.numpy().tobytes() for i in changed.validation.kept}
+    with pytest.raises(ValueError, match=r"data.validation is 18, expected fewer than the 18"):
+        load(small, "caltech101", **{"data.validation": 18})
 
 
 def test_digits_are_split_by_the_seed(small):
@@ -92,7 +125,7 @@ def test_digits_are_split_by_the_seed(small):
     assert load(small, "digits", **{"data.image_size": 32}).train.decode(0).shape == (3, 32, 32)
 
 
-@pytest.mark.parametrize("name", ["caltech101", "cifar100"])
+@pytest.mark.parametrize("name", [*data.LAYOUT])
 def test_missing_files_are_an_error_that_shows_the_layout(small, tmp_path, name):
     with pytest.raises(FileNotFoundError, match=f"data.root is null.*{data.LAYOUT[name]}"):
         load(small, name, **{"data.root": None})
@@ -134,10 +167,11 @@ def test_images_do_not_depend_on_who_prepares_them(small, changes):
     assert images.shape == (6, 3, 16, 16) and images.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["caltech101", "cifar100", "digits"])
+@pytest.mark.parametrize("name", recipe_cases.DATASETS)
 def test_workers_that_are_not_forked_get_the_same_images(small, monkeypatch, name):
-    recipe_cases.accept_small_cifar100(monkeypatch)
-    images = load(small, name, **{"data.train_per_class": 2, "data.cache": False}).train
+    recipe_cases.accept_small_files(monkeypatch)
+    changes = {"data.train_per_class": 1, "data.cache": False, "data.validation": None}
+    images = load(small, name, **changes).train
     sent = pickle.loads(pickle.dumps(images))
     assert torch.equal(sent[3, 1][0], images[3, 1][0])
 

@@ -14,8 +14,8 @@ from discfused.recipes._torchvision import models as torchvision_models
 from discfused.recipes.options import Model
 
 
-def build(name, width=0.125, stem="auto", size=32, pretrained=False):
-    return models.build(Model(name, width, stem, pretrained), 5, size)
+def build(name, width=0.125, stem="auto", size=32, pretrained=False, dropout=0.0):
+    return models.build(Model(name, width, stem, dropout, pretrained), 5, size)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("resnet17", 17), ("resnet18", 18), ("resnet50", 50)])
@@ -80,6 +80,20 @@ def test_what_enters_the_last_relu_can_be_tapped(name):
         model(torch.randn(4, 3, 32, 32))
         before = tap.take()[0]
     assert (before < 0).any()  # an activation in place would have overwritten it
+
+
+@pytest.mark.parametrize("name", ["resnet17", "resnet18", "resnet50"])
+def test_dropout_comes_after_what_is_tapped(name):
+    model, original = build(name, dropout=0.4), build(name)
+    assert [*model.state_dict()] == [*original.state_dict()]
+    images = torch.rand(8, 3, 32, 32)
+    with FeatureTap(model) as tap, FeatureTap(model, "avgpool") as pooled:
+        logits = model(images)
+        features = tap.take()
+        torch.testing.assert_close(features, pooled.take().flatten(1))
+    assert not torch.allclose(logits, model.fc.weight.mm(features.T).T + model.fc.bias)
+    original.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.eval()(images), original.eval()(images))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ namespace discfused::cpu {
 namespace {
 
 template <typename Acc>
-at::Tensor histogram_as(
-    const Features& x, at::TensorList row_tensors, int64_t C, int activation) {
+at::Tensor histogram_as(const Features& x, at::TensorList row_tensors, int64_t C, int activation) {
   at::Tensor table = at::zeros({C, x.D}, x.accumulated());
   Acc* out = table.mutable_data_ptr<Acc>();
   const auto class_mean = kernels<Acc>().class_mean[activation][x.type];

@@ -56,8 +56,7 @@ struct Kernels {
   ClassMean class_mean[kActivations][kFeatureTypes];
 
   // sum = sum over rows k of table [rows, stride], in their order
-  using SumRows =
-      void (*)(const Acc* table, int64_t rows, int64_t stride, int64_t width, Acc* sum);
+  using SumRows = void (*)(const Acc* table, int64_t rows, int64_t stride, int64_t width, Acc* sum);
   SumRows sum_rows;
 
   // inverse = 1 / total, or 0 for a dead feature; squares: sum_c H_c^2 -> sum_c P_c^2. Returns
@@ -70,8 +69,7 @@ struct Kernels {
   Dot dot;
 
   // projection += A H inverse
-  using Project =
-      void (*)(const Acc* H, const Acc* inverse, Acc A, int64_t width, Acc* projection);
+  using Project = void (*)(const Acc* H, const Acc* inverse, Acc A, int64_t width, Acc* projection);
   Project project;
 
   // G = inverse (constant + slope H + offset)

@@ -95,10 +95,14 @@ inline void add_first_rows(
     const ClassRows<Acc>& rows, int64_t count, Columns<const void*> x, Acc* H, Acc* total,
     Acc* squares) {
   switch (count) {
-    case 1: return add_rows<Phi, T, true, kLast, 1>(rows, 0, x, H, total, squares);
-    case 2: return add_rows<Phi, T, true, kLast, 2>(rows, 0, x, H, total, squares);
-    case 3: return add_rows<Phi, T, true, kLast, 3>(rows, 0, x, H, total, squares);
-    case 4: return add_rows<Phi, T, true, kLast, 4>(rows, 0, x, H, total, squares);
+    case 1:
+      return add_rows<Phi, T, true, kLast, 1>(rows, 0, x, H, total, squares);
+    case 2:
+      return add_rows<Phi, T, true, kLast, 2>(rows, 0, x, H, total, squares);
+    case 3:
+      return add_rows<Phi, T, true, kLast, 3>(rows, 0, x, H, total, squares);
+    case 4:
+      return add_rows<Phi, T, true, kLast, 4>(rows, 0, x, H, total, squares);
   }
 }
 
@@ -158,9 +162,8 @@ void write_rows(
         stream(to + j, gradient(j, std::integral_constant<int64_t, kLanes<Acc>>()));
       }
     } else {
-      for_each_vector<Acc>(x.count, [=](int64_t j, auto columns) {
-        write(to + j, gradient(j, columns), columns);
-      });
+      for_each_vector<Acc>(
+          x.count, [=](int64_t j, auto columns) { write(to + j, gradient(j, columns), columns); });
     }
   }
 }
@@ -232,8 +235,8 @@ void gradient_row(
 
 template <typename Acc>
 void combine(const ClassRows<Acc>& rows, Columns<const void*> table, Acc* sum, Acc* scratch) {
-  weighted_sum<Identity, Acc, false>(rows, table, sum, static_cast<Acc*>(nullptr),
-                                     static_cast<Acc*>(nullptr), scratch);
+  weighted_sum<Identity, Acc, false>(
+      rows, table, sum, static_cast<Acc*>(nullptr), static_cast<Acc*>(nullptr), scratch);
 }
 
 // ---------------------------------------------------------------- the set

@@ -129,8 +129,8 @@ std::vector<at::Tensor> rows(
   }
   const bool in_double = dtype == at::kDouble;
   if (is_soft) return (in_double ? soft<double> : soft<float>)(target, weights, dtype);
-  return (in_double ? hard<double> : hard<float>)(
-      target.contiguous(), weights, num_classes, ignore_index, dtype);
+  return (in_double ? hard<double> : hard<float>)(target.contiguous(), weights, num_classes,
+                                                  ignore_index, dtype);
 }
 
 template <typename Acc>
@@ -187,8 +187,13 @@ SoftRows<Acc>::SoftRows(const at::Tensor& membership) {
 
 template <typename Acc>
 Rows<Acc> SoftRows<Acc>::by_class() const {
-  return {static_cast<int64_t>(slot_class_.size()), order_.data(), offsets_.data(),
-          slot_class_.data(), share_.data(), sizes_.data()};
+  return {
+      static_cast<int64_t>(slot_class_.size()),
+      order_.data(),
+      offsets_.data(),
+      slot_class_.data(),
+      share_.data(),
+      sizes_.data()};
 }
 
 template Rows<float> hard_rows(at::TensorList, int64_t, int64_t);

@@ -188,8 +188,7 @@ auto terms_as(
       const Numbers<Acc> squares(new Acc[kept.width]);
       fill_table(x, rows, ranges, activation, kept, totals.get());
       normalize(kept, rows.slots, totals.get(), count, squares.get());
-      const Impurities impurities =
-          impurity_term(kept, x.D, rows.slots, impurity, squares.get());
+      const Impurities impurities = impurity_term(kept, x.D, rows.slots, impurity, squares.get());
       gini = impurities.mean;
       at::Tensor pi;
       if (prior) {

@@ -81,8 +81,7 @@ void for_each_tile(const std::vector<int64_t>& ranges, int64_t N, int64_t D, con
   constexpr int64_t kMostColumns = 2048, kFewestColumns = 256;
   const int64_t count = static_cast<int64_t>(ranges.size()) - 1;
   const int64_t wanted = divide_up(2 * at::get_num_threads(), count);
-  const int64_t width =
-      std::clamp(padded(divide_up(D, wanted)), kFewestColumns, kMostColumns);
+  const int64_t width = std::clamp(padded(divide_up(D, wanted)), kFewestColumns, kMostColumns);
   const int64_t across = divide_up(D, width), tasks = count * across;
   at::parallel_for(0, tasks, grain(N * D, tasks), [&](int64_t begin, int64_t end) {
     body(width, [&](const auto& visit) {

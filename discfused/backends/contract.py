@@ -53,9 +53,7 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """None if this backend can run here, else why not and what to do."""
 
-    def empty_rows(
-        self, target: Tensor, num_classes: int, dtype: torch.dtype
-    ) -> Sequence[Tensor]:
+    def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
         """Tensors of the shapes and dtypes that `rows` returns."""
 
     def empty_kept(
