@@ -30,7 +30,7 @@ def test_values_and_gradients_are_those_of_the_formulas(backend, batch):
 
 
 def authors(x: Tensor, y: Tensor, C: int) -> Tensor:
-    """The procedure of the paper's authors, in our words: batch prior, hard labels, no dead feature."""
+    """The procedure of the paper's authors, in our words: for hard labels, no feature dead."""
     one_hot = F.one_hot(y, C).to(x)
     counts = one_hot.sum(0)
     P = F.normalize(one_hot.T @ x.abs() / counts.clamp(min=1)[:, None], p=1, dim=0)
@@ -223,7 +223,7 @@ def test_repeating_a_class_moves_kl_through_the_prior_alone(backend, batch, data
 @given(batch=batches(), data=st.data())
 def test_sums_and_sizes_of_a_batch_are_those_of_its_parts(backend, batch, data):
     """n_c H_cj and n_c: what makes sums over several processes exact."""
-    N, D = batch.x.shape
+    N = len(batch.x)
     cuts = data.draw(st.lists(st.integers(0, N), max_size=3).map(sorted), label="cuts")
     weight = batch.options.get("sample_weight", torch.ones(N, dtype=torch.float64))
     y, C, activation = batch.target, batch.num_classes, batch.options["activation"]
