@@ -1,14 +1,13 @@
 """How fast discfused is, against what one would use instead, and where it loses.
 
-pytest benchmarks/ --benchmark-only                  quick: the core cases, under 4 minutes
-pytest benchmarks/ --benchmark-only -k core          their speed table alone
+pytest benchmarks/ --benchmark-only                  quick: small cases, under 100 s on one core
 pytest benchmarks/ --benchmark-only --full --benchmark-json=run.json
-python -m benchmarks.report run.json                 tables and plots, into benchmarks/results/
-python -m benchmarks.compare OLD.json NEW.json       did a fused row get slower?
+pytest benchmarks/ --benchmark-only --full -k 1024x2048x1000
+python -m benchmarks.report run.json                 tables and plot, into benchmarks/results/
+python -m benchmarks.compare OLD_FOLDER NEW_FOLDER   two builds of the library, in turns
 
 cases        what is measured, as data
-competitors  against whom           verify   nobody is timed who computes something else
-timing       all competitors of a group in turns
-groups       one group: verify, time, count memory; what every row says
-test_*.py    the rows, as pytest-benchmark shows them
+competitors  against whom
+measure      one case: verify every competitor, time all of them in turns, count their memory
+test_speed   the rows, as pytest-benchmark shows them
 """

@@ -1,58 +1,94 @@
-"""Did a fused row get slower? Two runs, also of different machines.
+"""Two builds of the library, timed in turns on one machine: did any case get slower?
 
-    python -m benchmarks.compare OLD.json NEW.json [--threshold 1.25]
+    pip install --no-deps --no-build-isolation --target OLD_FOLDER CHECKOUT_OF_THE_OLD_COMMIT
+    pip install --no-deps --no-build-isolation --target NEW_FOLDER .
+    python -m benchmarks.compare OLD_FOLDER NEW_FOLDER [--only 1024x2048] [--threshold 1.1]
 
-Times of two machines do not compare, but their ratios do: how many times as long as the copy, as
-eager PyTorch, as cross-entropy in the same run. Printed is the ratio of these ratios, new over old.
-A row fails if it got slower by more than the threshold against every one of them, since another
-machine may well copy faster and compute slower. Exit status: 1 if a row fails, 2 if no row is in
-both files. An oracle (the reference backend) may be slow: it is not guarded.
+Each build runs in processes of its own, with its own defaults, which may be another loss; all have
+this environment (threads, allocator). The processes of two builds take turns, and ratios are taken
+within a round. Exit status: 1 if the median ratio of any row is above the threshold.
 """
 
 import argparse
+import gc
+import json
+import os
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
 
-from benchmarks import tables
-from benchmarks.competitors import COPY, FUSED, PLAIN
-from benchmarks.losses import CROSS_ENTROPY
-from benchmarks.stored import Results, load
+from torch import Tensor
 
-THRESHOLD = 1.25
-ANCHORS = (COPY, *(competitor.name for competitor in PLAIN), CROSS_ENTROPY)
-# A step hardly sees the loss, so its ratio tells of the network; the loss alone is guarded.
-UNGUARDED = "step"
+from benchmarks.cases import DIRECTIONS, FULL, Case, make_inputs
+from benchmarks.timing import calls_in, differentiated, flat, ratio, turn
 
-Key = tuple[str, str, str, str, str]
+ROOT = Path(__file__).resolve().parent.parent
+TURN = 0.05  # seconds
+STARTS = 3  # of the processes, for each case: where its memory lies makes a process slow or fast
 
 
-class Change(NamedTuple):
-    key: Key
-    ratios: dict[str, float]  # anchor -> new ratio over old ratio; above 1 is slower
+def _loss(case: Case, backend: str) -> Callable[..., Tensor]:
+    """With nothing but what every edition of the public API has."""
+    from discfused import disc_terms, fused_disc_loss
 
-    def slower(self, threshold: float) -> bool:
-        return min(self.ratios.values()) > threshold
+    def terms(y: Tensor, x: Tensor) -> Tensor:
+        gini, kl = disc_terms(x, y, case.C, backend=backend)
+        return gini + kl
 
+    def loss(y: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+        return fused_disc_loss(logits, y, x, backend=backend)
 
-def _fused(results: Results) -> dict[Key, dict]:
-    return {
-        tuple(row[key] for key in ("suite", "case", "dtype", "direction", "competitor")): row
-        for row in results.rows
-        if row["competitor"] in FUSED and row["direction"] != UNGUARDED
-    }
+    return loss if case.kind == "loss" else terms
 
 
-def changes(old: Results, new: Results) -> list[Change]:
-    before, after = _fused(old), _fused(new)
-    result = []
-    for key in before.keys() & after.keys():
-        a, b = before[key]["speedup"], after[key]["speedup"]
-        # speedup[anchor] = anchor's time / ours, so ours over the anchor's is its inverse
-        ratios = {name: a[name] / b[name] for name in ANCHORS if name in a and name in b}
-        if ratios:
-            result.append(Change(key, ratios))
-    return sorted(result)
+def serve(case: Case, backend: str, device: str) -> None:
+    """In a build's process: one turn for every line of input."""
+    subject = differentiated(_loss(case, backend), make_inputs(case, device))
+    count = calls_in(subject, device, TURN)
+    gc.disable()
+    for _ in sys.stdin:
+        print(json.dumps(turn(subject, device, count)), flush=True)
+
+
+class Build:
+    """A process that imports the discfused in `folder`."""
+
+    def __init__(self, folder: Path, working: str, *arguments: str | Case):
+        call = f"serve({', '.join(map(repr, arguments))})"
+        code = f"from benchmarks.compare import Case, serve; {call}"
+        paths = f"{folder.resolve()}{os.pathsep}{ROOT}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=working, env=os.environ | {"PYTHONPATH": paths},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def turn(self) -> dict[str, list[float]]:
+        print(file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("the process of a build ended: see its message above")
+        return json.loads(answer)
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def timed(folders: list[Path], case: Case, rounds: int, *arguments: str) -> list[list[dict]]:
+    """For each folder, the turns of its processes: direction -> seconds."""
+    turns = [[] for _ in folders]
+    for _ in range(STARTS):
+        with tempfile.TemporaryDirectory() as working:  # no folder that holds another discfused
+            builds = [Build(folder, working, case, *arguments) for folder in folders]
+            for number in range(rounds):
+                for index in (number % 2, 1 - number % 2):
+                    turns[index].append(builds[index].turn())
+            for build in builds:
+                build.end()
+    return turns
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,32 +97,34 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--threshold", type=float, default=THRESHOLD)
+    parser.add_argument("folders", type=Path, nargs=2, metavar="FOLDER", help="old, then new")
+    parser.add_argument("--backend", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--rounds", type=int, default=8, help="of each start")
+    parser.add_argument("--threshold", type=float, default=1.1)
     options = parser.parse_args(arguments)
-    old, new = load(options.old), load(options.new)
-    found = changes(old, new)
-    if not found:
-        print("no fused row is in both files: nothing can be compared", file=sys.stderr)
-        return 2
-    slower = [change for change in found if change.slower(options.threshold)]
-    print(f"old: {tables.environment(old)}\nnew: {tables.environment(new)}\n")
-    header = ["row", *(f"against {name}" for name in ANCHORS), ""]
-    lines = (
-        [
-            " ".join(change.key),
-            *(f"{change.ratios[n]:.2f}" if n in change.ratios else "-" for n in ANCHORS),
-            "SLOWER" if change in slower else "",
-        ]
-        for change in found
-    )
-    print(tables.table(header, lines))
-    for name, here, there in (("old", old, new), ("new", new, old)):
-        alone = _fused(here).keys() - _fused(there).keys()
-        if alone:
-            print(f"\nonly in the {name} run: " + "; ".join(" ".join(key) for key in sorted(alone)))
-    print(f"\n{len(slower)} of {len(found)} rows are more than {options.threshold}x as slow")
+    cases = [case for case in FULL if options.only in case.name and case.impurity == "gini"]
+    for folder in options.folders:
+        if not (folder / "discfused").is_dir():
+            raise SystemExit(f"{folder} holds no discfused: pip install --target {folder} ...")
+    slower = 0
+    print("case, direction: ms old, ms new, new / old (20 to 80 percentile)")
+    for case in cases:
+        turns = timed(options.folders, case, options.rounds, options.backend, options.device)
+        for direction in DIRECTIONS:
+            old, new = ([seconds[direction] for seconds in build] for build in turns)
+            low, middle, high = ratio(new, old)
+            slow = middle > options.threshold
+            slower += slow
+            ms = [1e3 * median(flat(build)) for build in (old, new)]
+            print(
+                f"{case.name} {direction}: {ms[0]:.4g} {ms[1]:.4g} {middle:.2f} ({low:.2f} to "
+                f"{high:.2f}){' SLOWER' if slow else ''}",
+                flush=True,
+            )
+    rows = len(cases) * len(DIRECTIONS)
+    print(f"{slower} of {rows} rows are more than {options.threshold}x as slow")
     return 1 if slower else 0
 
 

@@ -1,7 +1,7 @@
-"""Options, and what the rows of a group share.
+"""The options, and the results that the rows of a case share.
 
---full            every case and sweep, and more rounds (about half an hour on 2 cores)
---device cpu|cuda default: cuda where there is one
+--full             every case, and more rounds (about a quarter of an hour on 2 cores)
+--device cpu|cuda  default: cuda where there is one
 """
 
 from collections.abc import Callable
@@ -9,14 +9,20 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.environment import describe
-from benchmarks.groups import Group
-from benchmarks.replay import replay
+from benchmarks.cases import Case, cases
+from benchmarks.measure import Measured, measure
+from benchmarks.stored import environment
+
+SKIPPED = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="benchmarks: every case, more rounds")
     parser.addoption("--device", choices=["cpu", "cuda"], help="benchmarks: where to measure")
+
+
+def pytest_configure(config):
+    config.stash[SKIPPED] = []
 
 
 def is_full(config) -> bool:
@@ -29,79 +35,24 @@ def device_of(config) -> str:
 
 
 @pytest.fixture(scope="session")
-def full(request) -> bool:
-    return is_full(request.config)
-
-
-@pytest.fixture(scope="session")
-def device(request) -> str:
-    device = device_of(request.config)
+def measured(request) -> Callable[[Case], Measured]:
+    """A case is measured once, when its first row is asked for."""
+    device, full = device_of(request.config), is_full(request.config)
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("--device cuda, but PyTorch sees no GPU")
-    return device
+    first, done = cases(device, full)[0], {}
 
+    def of(case: Case) -> Measured:
+        if case not in done:
+            done[case] = measure(case, device, full, compiles=full or case == first)
+        return done[case]
 
-@pytest.fixture(scope="session")
-def environment(device, full) -> dict:
-    return describe(device, "full" if full else "quick")
-
-
-@pytest.fixture(scope="session")
-def groups() -> dict:
-    """What was measured so far: a group is measured once, when its first row is asked for."""
-    return {}
-
-
-@pytest.fixture
-def row(benchmark, groups, environment, request) -> Callable:
-    """This test as a row of a group; `key` tells groups apart, which several suites may share."""
-
-    def show(
-        suite: str,
-        case: str,
-        key: tuple[str, ...],
-        measure: Callable[[], Group],
-        competitor: str,
-        direction: str,
-    ) -> None:
-        if benchmark.disabled:
-            _leave_out(benchmark, "nothing is timed with --benchmark-disable")
-        if key not in groups:
-            groups[key] = measure()
-        group = groups[key]
-        wrong = group.failed.get(competitor)
-        reason = group.skipped.get(competitor) or (wrong and f"it is wrong: {wrong}")
-        if reason:
-            names = {"suite": suite, "group": " ".join(key), "competitor": competitor}
-            request.config.stash[SKIPPED].append(names | {"reason": reason})
-        if wrong:
-            pytest.fail(f"{competitor} is not timed, {reason}")
-        if reason:
-            _leave_out(benchmark, reason)
-        seconds, facts = group.rows[competitor, direction]
-        names = {"suite": suite, "case": case, "competitor": competitor, "direction": direction}
-        benchmark.extra_info |= names | facts | environment
-        benchmark.group = " ".join((*key, direction))
-        replay(benchmark, seconds)
-
-    return show
-
-
-def _leave_out(benchmark, reason: str) -> None:
-    benchmark.skipped = True  # else pytest-benchmark warns that its fixture was not used
-    pytest.skip(reason)
-
-
-SKIPPED = pytest.StashKey[list]()
-
-
-def pytest_configure(config):
-    config.stash[SKIPPED] = []
+    return of
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config, output_json):
-    """Who did not take part is a result too; the name of the machine is not."""
-    seen = {(row["group"], row["competitor"]): row for row in config.stash[SKIPPED]}
-    output_json["skipped"] = list(seen.values())
-    output_json["machine_info"].pop("node", None)
+    mode = "full" if is_full(config) else "quick"
+    output_json["environment"] = environment(device_of(config), mode)
+    output_json["skipped"] = config.stash[SKIPPED]  # who did not take part is a result, too
+    output_json["machine_info"].pop("node", None)  # the name of the machine is nobody's business

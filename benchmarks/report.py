@@ -1,4 +1,4 @@
-"""Tables and plots of a run.
+"""Tables and the plot of a run.
 
     python -m benchmarks.report run.json
 
@@ -12,8 +12,7 @@ import re
 from pathlib import Path
 
 from benchmarks import tables
-from benchmarks.environment import ROOT
-from benchmarks.stored import RESULTS, Results, dump, load
+from benchmarks.stored import RESULTS, ROOT, Results, dump, load
 from discfused.recipes._files import write_atomically
 
 README = ROOT / "README.md"
@@ -25,47 +24,34 @@ def markers(slug: str) -> tuple[str, str]:
 
 def between(text: str, slug: str) -> str | None:
     """What stands between the markers; None where they are missing."""
-    found = re.search(_pattern(slug), text, re.DOTALL)
-    return found and found.group(2).strip()
-
-
-def replaced(text: str, slug: str, content: str) -> str:
-    # A function: in a string, backslashes of the content would mean something.
-    return re.sub(
-        _pattern(slug), lambda m: f"{m[1]}\n{content}\n{m[3]}", text, count=1, flags=re.DOTALL
-    )
-
-
-def _pattern(slug: str) -> str:
     begin, end = map(re.escape, markers(slug))
-    return f"({begin})(.*?)({end})"
+    found = re.search(f"{begin}(.*?){end}", text, re.DOTALL)
+    return found and found[1]
 
 
 def write(results: Results, folder: Path, readme: Path | None) -> list[str]:
     """Every file, each whole or not at all. Sentences that tell what was done."""
-    text = tables.report(results)
     slug = results.slug
     write_atomically(folder / f"{slug}.json", lambda path: path.write_text(dump(results)))
-    write_atomically(folder / f"{slug}.md", lambda path: path.write_text(text))
+    write_atomically(folder / f"{slug}.md", lambda path: path.write_text(tables.report(results)))
     done = [f"wrote {folder / slug}.json and .md"]
     try:
         from benchmarks.plots import draw  # matplotlib is an extra
     except ImportError as error:
-        done.append(f"no plots ({error}): pip install 'discfused[demo]'")
+        done.append(f"no plot ({error}): pip install 'discfused[demo]'")
     else:
         write_atomically(folder / f"{slug}.png", lambda path: draw(results, path))
         done.append(f"wrote {folder / slug}.png")
     if readme is None:
         return done
-    old = readme.read_text() if readme.exists() else ""
-    if between(old, slug) is None:
-        begin, end = markers(slug)
-        done.append(f"{readme.name} has no place for it: put in the two lines {begin} and {end}")
-    else:
-        new = replaced(old, slug, tables.summary(results))
-        write_atomically(readme, lambda path: path.write_text(new))
-        done.append(f"refreshed the table in {readme.name}")
-    return done
+    text = readme.read_text()
+    old = between(text, slug)
+    begin, end = markers(slug)
+    if old is None:
+        return [*done, f"{readme.name} has no place for it: put in the lines {begin} and {end}"]
+    text = text.replace(f"{begin}{old}{end}", f"{begin}\n{tables.summary(results)}\n{end}", 1)
+    write_atomically(readme, lambda path: path.write_text(text))
+    return [*done, f"refreshed the table in {readme.name}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,8 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(tables.report(results))
     # The README tells what benchmarks/results/ holds: a run kept elsewhere leaves it alone.
     own = options.results.resolve() == RESULTS
-    readme = options.readme or (README if own else None)
-    for sentence in write(results, options.results, readme):
+    for sentence in write(results, options.results, options.readme or (README if own else None)):
         print(sentence)
 
 

@@ -1,64 +1,79 @@
-"""Results as they are kept: the environment once, then one line of facts a row.
+"""Results as they are kept: where and with what once, then one row a line."""
 
-pytest-benchmark's JSON repeats both in every row, beside statistics of its own.
-"""
-
+import datetime
 import json
+import platform
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.environment import slug
+import torch
 
-RESULTS = Path(__file__).resolve().parent / "results"
-ENVIRONMENT = (
-    "device", "device_type", "threads", "cpu_capability", "torch", "triton", "cuda", "python",
-    "discfused", "commit", "date", "mode",
-)  # fmt: skip
-DIGITS = 4  # significant ones
+import discfused
+from discfused.backends import _library
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def environment(device: str, mode: str) -> dict[str, str | int]:
+    try:
+        import triton  # not metadata: its package has several names
+    except ImportError:
+        triton = None
+    return {
+        "device": device_name(device),
+        "device_type": device,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "triton": triton.__version__ if triton else "none",
+        "cuda": torch.version.cuda or torch.version.hip or "none",
+        "python": platform.python_version(),
+        "discfused": discfused.__version__,
+        "commit": _library.commit() or "unknown",  # of what is timed
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "mode": mode,
+    }
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name(0)
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text() if info.exists() else "")
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 class Results(NamedTuple):
-    environment: dict
-    rows: list[dict]
-    skipped: list[dict]  # suite, group, competitor, reason
+    environment: dict[str, Any]
+    rows: list[dict[str, Any]]
+    skipped: list[dict[str, str]]  # case, competitor, reason
 
     @property
     def slug(self) -> str:
-        return slug(self.environment["device_type"], self.environment["device"])
+        """The name of the files, and of the README's table: cpu, or the name of the GPU."""
+        if self.environment["device_type"] == "cpu":
+            return "cpu"
+        return re.sub(r"\W+", "-", self.environment["device"].lower()).strip("-")
 
-    def select(self, suites: tuple[str, ...], **facts) -> list[dict]:
-        return [
-            row
-            for row in self.rows
-            if row["suite"] in suites and all(row.get(k) == v for k, v in facts.items())
-        ]
+    def select(self, **facts) -> list[dict]:
+        return [row for row in self.rows if all(row[key] == v for key, v in facts.items())]
 
 
 def load(path: Path) -> Results:
-    """Either form: what pytest-benchmark wrote, or what `dump` did."""
+    """Either form: what pytest-benchmark wrote (see conftest.py), or what `dump` did."""
     data = json.loads(Path(path).read_text())
-    if "benchmarks" not in data:
-        return Results(data["environment"], data["rows"], data["skipped"])
-    rows = [row["extra_info"] for row in data["benchmarks"]]
-    if not rows:
-        raise ValueError(f"{path} holds no benchmark rows: run pytest with --benchmark-only")
-    environments = [{key: row.get(key) for key in ENVIRONMENT} for row in rows]
-    if any(environment != environments[0] for environment in environments):
-        raise ValueError(f"{path} holds rows of different devices or versions: expected one run")
-    facts = [{k: _rounded(v) for k, v in row.items() if k not in ENVIRONMENT} for row in rows]
-    return Results(environments[0], facts, data.get("skipped", []))
+    rows = data.get("rows") or [entry["extra_info"] for entry in data.get("benchmarks", ())]
+    if not rows or "environment" not in data:
+        raise ValueError(f"{path} holds no rows: expected the JSON of pytest benchmarks/")
+    return Results(data["environment"], rows, data["skipped"])
 
 
 def dump(results: Results) -> str:
     """One row a line: a change of one row is a change of one line."""
-    lines = [f'{{"environment": {json.dumps(results.environment)},']
-    for name in ("rows", "skipped"):
-        items = ",\n".join(json.dumps(item) for item in getattr(results, name))
-        lines.append(f'"{name}": [\n{items}\n]' + ("," if name == "rows" else "}"))
-    return "\n".join(lines) + "\n"
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    rows, skipped = (",\n".join(map(json.dumps, items)) for items in results[1:])
+    return (
+        f'{{"environment": {json.dumps(results.environment)},\n'
+        f'"rows": [\n{rows}\n],\n"skipped": [\n{skipped}\n]}}\n'
+    )

@@ -1,19 +1,24 @@
 """Results as Markdown. Nothing is left out because it looks bad: where discfused loses is bold."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 
-from benchmarks.cases import CORE_COPIES, CORE_GOALS
-from benchmarks.competitors import BEST_PLAIN, COPY, FUSED
-from benchmarks.losses import CROSS_ENTROPY
+from benchmarks.cases import DIRECTIONS
+from benchmarks.competitors import COPY, CROSS_ENTROPY, FUSED, FUSED_PREFIX, PLAIN
 from benchmarks.stored import Results
 
-TITLES = {
-    "core": "Core cases",
-    "cases": "Larger cases",
-    "sweep_N": "One at a time: N",
-    "sweep_D": "One at a time: D",
-    "sweep_C": "One at a time: C",
+KINDS = {
+    "terms": "both terms",
+    "loss": "a call of the whole loss",
+    "step": "a training step of ResNet-50 (224 pixels, autocast)",
 }
+MOST = 2  # times cross-entropy: the goal for a call that computes next to nothing
+EXPLAINED = """\
+Forward and backward of both terms: the median time, and how many times as long the other forms take
+(bold: discfused is slower). `index_add` adds up the classes by `Tensor.index_add_`, `one_hot` by a
+matrix product, `unique` as `index_add` after `torch.unique` (where classes outnumber samples);
+`reference` is this package's readable form, `compiled-` means `torch.compile`. The copy moves as
+many bytes as must be read and written at least."""
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -25,197 +30,120 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
 
-def times(speedup: float | None) -> str:
-    if speedup is None:
+def times(value: list[float] | None) -> str:
+    """How many times as long another form takes; bold where that is less than once."""
+    if value is None:
         return "-"
-    text = f"{speedup:.2g}x" if speedup < 10 else f"{speedup:.0f}x"
-    return text if speedup >= 1 else f"**{text}**"
+    middle = value[1]
+    text = f"{middle:.2g}x" if middle < 10 else f"{middle:.0f}x"
+    return text if middle >= 1 else f"**{text}**"
 
 
 def megabytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 1e6:.3g}"
 
 
-def shape(row: dict) -> str:
-    return f"{row['N']} x {row['D']} x {row['C']}"
+def options(row: dict) -> list[str]:
+    impurity = "" if row["impurity"] == "gini" else f", {row['impurity']}"
+    return [f"{row['N']} x {row['D']} x {row['C']}", row["dtype"] + impurity]
 
 
 def environment(results: Results) -> str:
     facts = results.environment
-    where = facts["device"]
+    where = f"{facts['device']}, CUDA {facts['cuda']}, Triton {facts['triton']}"
     if facts["device_type"] == "cpu":
-        where += f", {facts['threads']} threads ({facts['cpu_capability']})"
-    else:
-        where += f", CUDA {facts['cuda']}, Triton {facts['triton']}"
+        threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+        where = f"{facts['device']}, {threads} ({facts['cpu_capability']})"
     return (
         f"{where}; torch {facts['torch']}, Python {facts['python']}; discfused "
         f"{facts['discfused']} at {facts['commit']}; {facts['date']}, {facts['mode']} mode."
     )
 
 
-def _competitors(rows: list[dict]) -> list[str]:
-    """In the order of measurement, discfused last."""
-    names = dict.fromkeys(row["competitor"] for row in rows)
-    return [*(n for n in names if n not in FUSED), *(n for n in names if n in FUSED)]
+def summary(results: Results) -> str:
+    """What the README shows."""
+    faster = [
+        f"{' '.join(options(row))} {row['direction']}, {other} ({times(ratio)} the time of {name})"
+        for name in FUSED
+        for row in results.select(competitor=name)
+        for other, ratio in row["others"].items()
+        if other not in (COPY, CROSS_ENTROPY, *FUSED) and ratio[1] < 1
+    ]
+    said = "Another form is faster in " + ("; ".join(faster) if faster else "no case") + "."
+    return "\n\n".join([environment(results), *_terms(results), *_beside(results), said])
 
 
-def pivot(rows: list[dict], cell: Callable[[dict], str]) -> str:
-    """Cases down, competitors across."""
-    names = _competitors(rows)
+def _terms(results: Results) -> list[str]:
+    rows = results.select(kind="terms")
+    others = [name for name in competitors(rows) if name not in (COPY, *FUSED)]
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        found = {(row["competitor"], row["direction"]): row for row in rows if row["case"] == case}
+        plain = [found[other, "both"]["peak_bytes"] for other in others if (other, "both") in found]
+        for name in FUSED:
+            if (name, "both") not in found:
+                continue
+            row = found[name, "both"]
+            ms = [milliseconds(found[name, direction]["seconds"][1]) for direction in DIRECTIONS]
+            lines.append([
+                *options(row), name.removeprefix(FUSED_PREFIX), f"{ms[2]} ({ms[0]} + {ms[1]})",
+                *(times(row["others"].get(other)) for other in others),
+                f"{100 * row['others'][COPY][1]:.0f}%",
+                f"{megabytes(row['peak_bytes'])} ({megabytes(min(plain, default=None))})",
+            ])  # fmt: skip
+    header = ["N x D x C", "options", "backend", "ms (forward + backward)", *others]
+    header += ["of the copy's speed", "peak MB (least of the others)"]
+    return [EXPLAINED, table(header, lines)] if lines else []
+
+
+def _beside(results: Results) -> list[str]:
+    """What a call costs, and a training step, beside cross-entropy alone."""
+    lines = []
+    for kind in ("loss", "step"):
+        for row in results.select(kind=kind, direction="both"):
+            beside = "-"
+            if CROSS_ENTROPY in row["others"]:
+                factor = 1 / row["others"][CROSS_ENTROPY][1]
+                beside = f"{factor:.{4 if kind == 'step' else 3}g}x"
+                if kind == "loss" and row["competitor"] in FUSED:
+                    beside = f"{beside if factor <= MOST else f'**{beside}**'} (goal: {MOST}x)"
+            time = f"{row['seconds'][1] * 1e6:.1f}"
+            what = f"{KINDS[kind]}, {', '.join(options(row))}"
+            lines.append([what, row["competitor"], time, beside, megabytes(row["peak_bytes"])])
+    header = ["forward + backward of", "loss", "microseconds", "beside cross-entropy", "peak MB"]
+    return [table(header, lines)] if lines else []
+
+
+def competitors(rows: list[dict]) -> list[str]:
+    found = {row["competitor"] for row in rows}
+    return [name for name in (COPY, CROSS_ENTROPY, *PLAIN, *FUSED) if name in found]
+
+
+def _across(rows: list[dict], clock: str) -> str:
+    """Times: cases down, competitors across."""
+    names = competitors(rows)
     lines: dict[tuple, dict] = {}
     for row in rows:
-        key = (shape(row), row["dtype"], row["direction"])
-        lines.setdefault(key, {})[row["competitor"]] = cell(row)
+        low, middle, high = map(milliseconds, row[clock])
+        line = lines.setdefault((*options(row), row["direction"]), {})
+        line[row["competitor"]] = f"{middle} ({low} to {high})"
     return table(
-        ["N x D x C", "dtype", "direction", *names],
+        ["N x D x C", "options", "direction", *names],
         ([*key, *(line.get(name, "-") for name in names)] for key, line in lines.items()),
     )
 
 
-def summary(results: Results) -> str:
-    """What the README shows."""
-    both = results.select(("core", "cases"), direction="both")
-    others = [n for n in _competitors(both) if n.startswith(("eager", "compile"))]
-    rows = []
-    for row in both:
-        if row["competitor"] not in FUSED:
-            continue
-        plain = [r.get("peak_bytes") for r in _group(both, row) if r["competitor"] in BEST_PLAIN]
-        rows.append([
-            shape(row), row["dtype"], row["competitor"].removeprefix("discfused-"),
-            milliseconds(row["seconds"]), *(times(row["speedup"].get(n)) for n in others),
-            f"{row['percent_of_copy']:.0f}%",
-            f"{megabytes(row.get('peak_bytes'))} ({megabytes(min(plain, default=None))})",
-        ])  # fmt: skip
-    header = ["N x D x C", "dtype", "backend", "ms", *(f"vs {n}" for n in others)]
-    header += ["of the copy's speed", "peak MB (plain)"]
-    parts = [
-        environment(results),
-        "Forward + backward of both terms with the default options: median time, and how many "
-        "times as long the others take (bold: discfused is slower).",
-        table(header, rows),
-        *end_to_end(results),
-    ]
-    return "\n\n".join(parts)
-
-
-def _group(rows: list[dict], row: dict) -> list[dict]:
-    keys = ("suite", "case", "dtype", "direction")
-    return [other for other in rows if all(other[key] == row[key] for key in keys)]
-
-
-def _spread(value: dict) -> str:
-    return f"{value['median']:+.3g}% ({value['p20']:+.2g} to {value['p80']:+.2g})"
-
-
-def end_to_end(results: Results) -> list[str]:
-    """The training step, and what a call costs."""
-    parts = []
-    steps = results.select(("training",), direction="step")
-    if steps:
-        rows = []
-        for step in steps:
-            (loss,) = results.select(
-                ("training",), direction="loss", competitor=step["competitor"], case=step["case"]
-            )
-            is_base = step["competitor"] == CROSS_ENTROPY
-            rows.append([
-                f"{step['case']} ({shape(step)}, {step['dtype']})", step["competitor"],
-                milliseconds(step["seconds"]), "-" if is_base else _spread(step["added_percent"]),
-                milliseconds(loss["seconds"]), "-" if is_base else _spread(loss["added_percent"]),
-                megabytes(step.get("peak_bytes")),
-            ])  # fmt: skip
-        header = ["training step", "loss", "step, ms", "over cross-entropy", "loss alone, ms"]
-        header += ["of it beyond cross-entropy, share of the step", "peak MB of the step"]
-        parts.append(table(header, rows))
-    host = results.select(("host",), direction="both")
-    if host:
-        header = ["one call, forward + backward", "loss", "microseconds", "of cross-entropy's"]
-        rows = [
-            [shape(row), row["competitor"], f"{row['seconds'] * 1e6:.0f}",
-             times(1 + row["added_percent"]["median"] / 100)]
-            for row in host
-        ]  # fmt: skip
-        parts.append(table(header, rows))
-    return parts
-
-
-def core(results: Results) -> str:
-    """The goals of the CPU backend, in float32 on 2 threads."""
-    both = results.select(("core",), direction="both", dtype="float32")
-    rows = []
-    for row in both:
-        if row["competitor"] not in FUSED:
-            continue
-        plain = [r for r in _group(both, row) if r["competitor"] in BEST_PLAIN]
-        if not plain:
-            continue
-        best = min(plain, key=lambda r: row["speedup"][r["competitor"]])
-        copies = CORE_COPIES.get(row["case"])
-        rows.append([
-            shape(row), row["competitor"], milliseconds(row["seconds"]),
-            f"{milliseconds(best['seconds'])} ({best['competitor']})",
-            times(row["speedup"][best["competitor"]]), f"{CORE_GOALS[row['case']]}x",
-            f"{row['copies_of_x']:.1f}", "-" if copies is None else f"at most {copies}",
-        ])  # fmt: skip
-    header = ["N x D x C", "backend", "ms", "best plain, ms", "speed-up", "goal on 2 threads"]
-    return table([*header, "copies of x", "goal"], rows)
-
-
 def report(results: Results) -> str:
     parts = [f"# Benchmarks: {results.environment['device']}", summary(results)]
-    parts += ["## Core: against the best plain form", core(results)]
-    for suite, title in TITLES.items():
-        rows = results.select((suite,))
-        if not rows:
-            continue
-        parts += [f"## {title}", "Median milliseconds (20 to 80 percentile):", pivot(rows, _time)]
-        least = "Percent of the copy's speed over the least bytes (forward reads x; backward reads"
-        parts += [f"{least} x and writes dx), and GB/s:", pivot(rows, _bandwidth)]
-        for name in FUSED:
-            mine = [row for row in rows if row["competitor"] == name]
-            if mine:
-                parts += [f"How many times as long as {name}:", _against(mine)]
-        peaks = [row for row in rows if "peak_bytes" in row]
-        parts += ["Peak megabytes above the inputs:", pivot(peaks, _peak)]
-        for clock in ("do_bench", "cuda_graph"):
-            timed = [row for row in rows if clock in row]
-            if timed:
-                parts += [f"Median milliseconds, {clock}:", pivot(timed, _device_time(clock))]
+    clocks = {"seconds": "", "do_bench": ", by Triton's do_bench", "cuda_graph": ", CUDA graphs"}
+    for kind, what in KINDS.items():
+        for clock, said in clocks.items():
+            rows = [row for row in results.select(kind=kind) if clock in row]
+            if rows:
+                title = f"## Milliseconds of {what}{said}: median (20 to 80 percentile)"
+                parts += [title, _across(rows, clock)]
     if results.skipped:
-        rows = {(r["suite"], r["competitor"], r["reason"]): None for r in results.skipped}
-        parts += ["## Not measured", table(["suite", "competitor", "reason"], map(list, rows))]
+        why = Counter((row["competitor"], row["reason"]) for row in results.skipped)
+        lines = ([*key, str(count)] for key, count in why.items())
+        parts += ["## Not measured", table(["competitor", "reason", "cases"], lines)]
     return "\n\n".join(parts) + "\n"
-
-
-def _time(row: dict) -> str:
-    low, middle, high = (milliseconds(row[key]) for key in ("p20", "seconds", "p80"))
-    return f"{middle} ({low} to {high})"
-
-
-def _bandwidth(row: dict) -> str:
-    return f"{row['percent_of_copy']:.3g}% ({row['gb_per_s']:.3g})"
-
-
-def _peak(row: dict) -> str:
-    return megabytes(row["peak_bytes"])
-
-
-def _device_time(clock: str) -> Callable[[dict], str]:
-    def cell(row: dict) -> str:
-        return milliseconds(row[clock]["median"]) if "median" in row[clock] else "-"
-
-    return cell
-
-
-def _against(rows: list[dict]) -> str:
-    names = dict.fromkeys(name for row in rows for name in row["speedup"])
-    names = [name for name in names if not name.startswith(COPY)]
-    return table(
-        ["N x D x C", "dtype", "direction", *names],
-        (
-            [shape(row), row["dtype"], row["direction"],
-             *(times(row["speedup"].get(name)) for name in names)]
-            for row in rows
-        ),
-    )  # fmt: skip

@@ -1,21 +1,25 @@
-"""All competitors of a group in turns, so that a machine that slows down slows all of them down.
+"""All competitors of a case in turns, so that a machine that slows down slows all of them down.
 
 A round gives everybody a turn; ratios are taken within a round, and their median over the rounds is
-reported. Times are medians over all calls, with 20 and 80 percentiles.
+reported. Times are medians over all calls. Both with 20 and 80 percentiles.
 """
 
 import gc
+import itertools
 import random
-import statistics
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from benchmarks.cases import DIRECTIONS, Plan
+from benchmarks.cases import DIRECTIONS, Inputs, Plan
 
-SLOW = 0.5  # seconds: one such call is warm-up enough
+MOST_CALLS = 50  # of a turn
+
+Rounds = list[list[float]]  # seconds of every call, round by round
 
 
 class Subject(NamedTuple):
@@ -28,66 +32,88 @@ class Subject(NamedTuple):
         return self.backward(self.forward())
 
 
-class Calls(NamedTuple):
-    """Seconds of every call, round by round."""
+def differentiated(loss: Callable[..., Tensor], inputs: Inputs, first: int = 0) -> Subject:
+    """The loss, and its gradient by all leaves from the first one wanted."""
+    sets = itertools.cycle(inputs.sets)
 
-    rounds: list[list[float]]
+    def forward() -> tuple[Tensor, tuple[Tensor, ...]]:
+        leaves = next(sets)
+        return loss(inputs.y, *leaves), leaves[first:]
 
-    @property
-    def all(self) -> list[float]:
-        return [seconds for calls in self.rounds for seconds in calls]
-
-    @property
-    def medians(self) -> list[float]:
-        return [statistics.median(calls) for calls in self.rounds]
+    return Subject(forward, lambda state: torch.autograd.grad(*state))
 
 
-def percentiles(values: list[float]) -> tuple[float, float, float]:
+def copies(inputs: Inputs) -> Subject:
+    """The floor. Forward reads x, so it copies half of x: as many bytes, read or written."""
+    sets = itertools.cycle([leaves[0].detach().view(-1) for leaves in inputs.sets])
+    written = torch.empty_like(inputs.sets[0][0]).view(-1)
+    half = len(written) // 2
+
+    def forward() -> Tensor:
+        x = next(sets)
+        written[:half].copy_(x[:half])
+        return x
+
+    return Subject(forward, written.copy_)
+
+
+def flat(rounds: Rounds) -> list[float]:
+    return [seconds for calls in rounds for seconds in calls]
+
+
+def percentiles(values: list[float]) -> list[float]:
     """20, 50, 80"""
-    values = torch.tensor(values, dtype=torch.float64)
-    return tuple(values.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist())
+    points = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64).quantile(points).tolist()
 
 
-def ratio(numerator: Calls, denominator: Calls) -> float:
-    pairs = zip(numerator.medians, denominator.medians, strict=True)
-    return statistics.median(a / b for a, b in pairs)
+def ratio(numerator: Rounds, denominator: Rounds) -> list[float]:
+    """20, 50, 80 percentiles over the rounds"""
+    pairs = zip(numerator, denominator, strict=True)
+    return percentiles([median(a) / median(b) for a, b in pairs])
 
 
-def _nothing() -> None:
-    pass
-
-
-def _call(subject: Subject, synchronize: Callable[[], None]) -> tuple[float, float, float]:
+def call(subject: Subject, device: str) -> tuple[float, float, float]:
     """Seconds of forward, backward and both."""
-    clock = time.perf_counter
+    clock, wait = time.perf_counter, (lambda: None)
+    if device == "cuda":
+        wait = torch.cuda.synchronize
     start = clock()
     state = subject.forward()
-    synchronize()
+    wait()
     middle = clock()
     subject.backward(state)
-    synchronize()
+    wait()
     end = clock()
-    if synchronize is _nothing:
-        return middle - start, end - middle, end - start
-    # A GPU runs the forward while the host prepares the backward: waiting in between would not
-    # be what a training step does.
     forward, backward = middle - start, end - middle
-    start = clock()
-    subject.call()
-    synchronize()
-    return forward, backward, clock() - start
+    if device == "cuda":
+        # A GPU runs the forward while the host prepares the backward: waiting in between would
+        # not be what a training step does.
+        start = clock()
+        subject.call()
+        wait()
+        end = clock()
+    return forward, backward, end - start
 
 
-def in_turns(subjects: dict[str, Subject], device: str, plan: Plan) -> dict[str, dict[str, Calls]]:
-    """name -> direction -> Calls. Everything was compiled before: see `verify`."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else _nothing
-    repeats = {}
-    for name, subject in subjects.items():
-        seconds = _call(subject, synchronize)[2]  # warm-up
-        if seconds < SLOW:
-            seconds = _call(subject, synchronize)[2]
-        repeats[name] = max(1, min(50, int(plan.turn / seconds)))
-    results = {name: {direction: Calls([]) for direction in DIRECTIONS} for name in subjects}
+def calls_in(subject: Subject, device: str, seconds: float) -> int:
+    """How many calls fit into a turn of so many seconds; also the warm-up."""
+    call(subject, device)
+    return max(1, min(MOST_CALLS, int(seconds / call(subject, device)[2])))
+
+
+def turn(subject: Subject, device: str, count: int) -> dict[str, list[float]]:
+    """direction -> seconds of so many calls"""
+    if count > 1:  # what the one before left in the caches is not this one's fault
+        call(subject, device)
+    seconds = [call(subject, device) for _ in range(count)]
+    return dict(zip(DIRECTIONS, map(list, zip(*seconds, strict=True)), strict=True))
+
+
+def in_turns(subjects: dict[str, Subject], device: str, plan: Plan) -> dict[str, dict[str, Rounds]]:
+    """name -> direction -> rounds. Everything was compiled before."""
+    counts = {name: calls_in(subject, device, plan.turn) for name, subject in subjects.items()}
+    results = {name: {direction: [] for direction in DIRECTIONS} for name in subjects}
     order = random.Random(0)
     names = list(subjects)
     start = time.perf_counter()
@@ -99,11 +125,8 @@ def in_turns(subjects: dict[str, Subject], device: str, plan: Plan) -> dict[str,
                 break
             order.shuffle(names)
             for name in names:
-                if repeats[name] > 1:  # what the one before left in the caches is not its fault
-                    _call(subjects[name], synchronize)
-                calls = [_call(subjects[name], synchronize) for _ in range(repeats[name])]
-                for direction, seconds in zip(DIRECTIONS, zip(*calls, strict=True), strict=True):
-                    results[name][direction].rounds.append(list(seconds))
+                for direction, seconds in turn(subjects[name], device, counts[name]).items():
+                    results[name][direction].append(seconds)
     finally:
         gc.enable()
     return results

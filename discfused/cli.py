@@ -1,6 +1,7 @@
 """The command line, also as `python -m discfused`: doctor, demo, and those of the recipes."""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ import torch
 
 import discfused
 from discfused import backends
+from discfused._definitions import IMPURITIES
 from discfused.backends import _library
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT
 from discfused.recipes import commands as commands_of_recipes
@@ -28,16 +30,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     add("doctor", doctor, "tell what is installed, which backend runs, and why not a faster one")
     demo = add("demo", run_demo, "train on handwritten digits, with and without the two terms")
-    demo.add_argument("--seeds", type=int, default=16, metavar="N",
-                      help="runs of each loss (default: %(default)s)")  # fmt: skip
-    demo.add_argument("--epochs", type=int, default=40, metavar="N",
-                      help="of each run (default: %(default)s)")  # fmt: skip
+    for name, number, what in (
+        ("seeds", 8, "runs of each loss"),
+        ("images", 6, "of each digit to learn from, 100 at most"),
+        ("epochs", 200, "of each run"),
+    ):
+        demo.add_argument(f"--{name}", type=int, default=number, metavar="N",
+                          help=f"{what} (default: %(default)s)")  # fmt: skip
     for term, weight in (("gini", GINI_WEIGHT), ("kl", KL_WEIGHT)):
         demo.add_argument(f"--{term}-weight", type=float, default=weight, metavar="X",
                           help="of the term in the loss (default: %(default)s)")  # fmt: skip
+    demo.add_argument("--impurity", choices=IMPURITIES, default=IMPURITIES[0],
+                      help="what the Gini term is (default: %(default)s)")  # fmt: skip
     demo.add_argument("--backend", metavar="NAME", help="see doctor (default: the fastest on CPU)")
     demo.add_argument("--out", type=Path, default=Path("discfused-demo"), metavar="DIR",
-                      help="where the results go (default: %(default)s)")  # fmt: skip
+                      help="where the picture goes (default: %(default)s)")  # fmt: skip
+    demo.add_argument("--json", type=Path, metavar="FILE", help="write all runs there")
     commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)
     try:
@@ -55,7 +63,7 @@ def run_demo(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"the demo needs {error.name}: pip install 'discfused[demo]'")
         return 1
-    names = ("seeds", "epochs", "gini_weight", "kl_weight", "backend", "out")
+    names = (field.name for field in dataclasses.fields(demo.Options))
     try:
         checked = demo.Options(**{name: getattr(options, name) for name in names})
     except (ValueError, RuntimeError) as error:

@@ -41,6 +41,7 @@ SMALL = {
 }  # fmt: skip
 OF_DATA = {
     "digits": {"data.train_per_class": 2, "train.batch_size": 10},
+    "digit-pairs": {"data.train_per_class": 1, "train.batch_size": 25},
     "caltech101": {
         "data.resize": 20, "data.image_size": 16, "train.batch_size": 6,
         "data.samples_per_class": 2,

@@ -8,83 +8,183 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # last, for `benchmarks`: discfused is the installed one
 
-from benchmarks import compare, report, stored, tables, timing  # noqa: E402
-from benchmarks.cases import CORE, CORE_GOALS, SUITES, Case, Plan  # noqa: E402
-from benchmarks.competitors import COMPETITORS, FUSED, summed, why_not  # noqa: E402
-from benchmarks.losses import criteria, wrong  # noqa: E402
+from benchmarks import compare, gpu, measure, report, stored, tables, timing  # noqa: E402
+from benchmarks.cases import FULL, STEP, Case, Plan, cases, make_inputs  # noqa: E402
+from benchmarks.competitors import (  # noqa: E402
+    COMPILED,
+    COPY,
+    CROSS_ENTROPY,
+    FUSED,
+    PLAIN,
+    loss_of,
+    names,
+    why_not,
+)
 from benchmarks.memory import peak_bytes  # noqa: E402
-from benchmarks.verify import disagreement, make_inputs, oracle  # noqa: E402
+from discfused import disc_terms, fused_disc_loss  # noqa: E402
 
-FEW_CLASSES = Case("few classes", 37, 19, 5)
-MANY_CLASSES = Case("many classes", 12, 19, 40)
+SMALL = Case(37, 19, 5)
+VERIFIED = [
+    SMALL,
+    SMALL._replace(impurity="collision"),
+    SMALL._replace(dtype="bfloat16"),
+    SMALL._replace(kind="loss"),
+    Case(12, 19, 40),
+]
 FUSED_ON_CPU = "discfused-cpu"
 COMMITTED = sorted(stored.RESULTS.glob("*.json"))
 
 
-@pytest.mark.parametrize("case", [FEW_CLASSES, MANY_CLASSES], ids=lambda case: case.name)
-@pytest.mark.parametrize(
-    "name", [n for n, c in COMPETITORS.items() if c.terms is not None and not c.compiled]
-)
+@pytest.mark.parametrize("case", VERIFIED, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", [n for n in (*PLAIN, *FUSED) if not n.startswith(COMPILED)])
 def test_competitors_compute_the_same_loss(name, case):
-    reason = why_not(name, "cpu", case, full=True)
+    reason = why_not(name, "cpu", case, compiles=False)
+    if reason is None and name not in names(case):
+        reason = "not measured"
     if reason is not None:
         pytest.skip(reason)
-    inputs = make_inputs(case, "cpu", torch.float32)
-    assert disagreement(summed(COMPETITORS[name].terms), inputs, oracle(inputs)) is None
+    inputs = make_inputs(case, "cpu")
+    right = measure.expected(case, inputs)
+    assert measure.disagreement(loss_of(name, case), inputs, right) is None
 
 
-def test_a_wrong_competitor_is_seen():
-    inputs = make_inputs(FEW_CLASSES, "cpu", torch.float32)
-    expected = oracle(inputs)
-    right = summed(COMPETITORS["eager-index_add"].terms)
-    assert "value" in disagreement(lambda x, y, C: 1.01 * right(x, y, C), inputs, expected)
-
-    def wrong_gradient(x, y, C):
-        return right(x, y, C) + 0.01 * (x - x.detach()).sum()
-
-    assert "gradient" in disagreement(wrong_gradient, inputs, expected)
-
-
-def test_whole_losses_agree():
-    able, skipped = criteria("cpu", FEW_CLASSES)
-    N, D, C = FEW_CLASSES[1:]
-    logits, features, target = torch.randn(N, C), torch.rand(N, D), torch.randint(0, C, (N,))
-    assert wrong(able, logits, target, features) == {}
-    assert not able.keys() & skipped.keys()
-    able["eager-index_add"] = able["cross_entropy"]
-    assert "eager-index_add" in wrong(able, logits, target, features)
+def test_what_is_expected_is_the_public_loss_in_float64():
+    case = SMALL._replace(impurity="collision")
+    inputs = make_inputs(case, "cpu")
+    (x,) = inputs.sets[0]
+    options = {"impurity": "collision", "backend": "reference"}
+    value = sum(disc_terms(x.double(), inputs.y, case.C, **options))
+    right = measure.expected(case, inputs)
+    assert right[0].item() == pytest.approx(value.item(), rel=1e-12)
+    assert torch.allclose(right[1], torch.autograd.grad(value, x)[0].double(), rtol=1e-6)
+    case = SMALL._replace(kind="loss")
+    inputs = make_inputs(case, "cpu")
+    x, logits = (leaf.double() for leaf in inputs.sets[0])
+    loss = fused_disc_loss(logits, inputs.y, x, backend="reference")
+    assert measure.expected(case, inputs)[0].item() == pytest.approx(loss.item(), rel=1e-12)
 
 
-def test_every_suite_is_unambiguous():
-    assert set(CORE_GOALS) == {case.name for case in CORE}
-    names = [case.name for cases in SUITES.values() for case in cases]
-    assert len(names) == len(set(names))
+@pytest.mark.parametrize("kind", ["terms", "loss"])
+def test_a_wrong_competitor_is_seen(kind):
+    case = SMALL._replace(kind=kind)
+    inputs = make_inputs(case, "cpu")
+    right = measure.expected(case, inputs)
+    loss = loss_of("index_add", case)
+    assert "value" in measure.disagreement(lambda *a: 1.0001 * loss(*a), inputs, right)
+    for leaf, what in enumerate(("features", "logits")[: len(inputs.sets[0])]):
+
+        def wrong(y, *leaves, leaf=leaf):
+            return loss(y, *leaves) + 0.01 * (leaves[leaf] - leaves[leaf].detach()).sum()
+
+        assert what in measure.disagreement(wrong, inputs, right)
+    # Another impurity is another loss, also where the gradients are alike.
+    other = loss_of("index_add", case._replace(impurity="collision"))
+    assert measure.disagreement(other, inputs, right)
+
+
+def test_one_case_is_measured(monkeypatch):
+    monkeypatch.setitem(measure.PLANS, "quick", Plan(0, min_rounds=2, max_rounds=2, turn=0))
+    monkeypatch.setitem(PLAIN, "one_hot", lambda x, y, C, impurity: (x.sum(), x.sum()))
+    result = measure.measure(SMALL, "cpu", full=False, compiles=False)
+    assert "value" in result.failed.pop("one_hot") and not result.failed
+    assert result.skipped.keys() >= {"unique", "compiled-reference", "discfused-cuda"}
+    timed = {COPY, "index_add", "reference", FUSED_ON_CPU} - result.skipped.keys()
+    assert result.rows.keys() == set(itertools.product(timed, ("forward", "backward", "both")))
+    seconds, facts = result.rows["index_add", "both"]
+    assert len(seconds) == facts["calls"] == 2 and facts["others"].keys() == timed - {"index_add"}
+    least = 3 * SMALL.N * SMALL.D * 4
+    assert facts["gb_per_s"] == pytest.approx(least / 1e9 / facts["seconds"][1], rel=1e-3)
+    assert facts["peak_bytes"] >= SMALL.N * SMALL.D * 4  # the gradient alone
+
+    tiny = measure.measure(SMALL._replace(kind="loss"), "cpu", full=False, compiles=False)
+    assert CROSS_ENTROPY in tiny.rows["index_add", "both"][1]["others"]
+
+
+def test_every_case_has_a_name_of_its_own():
+    for device, full in itertools.product(("cpu", "cuda"), (False, True)):
+        found = [case.name for case in cases(device, full)]
+        assert len(found) == len(set(found))
+    sizes = {case[:3] for case in FULL}
+    assert {(8, 16, 10), (128, 512, 100), (8192, 4096, 1000), (1024, 2048, 21841)} <= sizes
+
+
+def test_a_training_step_trains():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, STEP.C)
+
+        def forward(self, x):
+            return self.fc(self.convolution(x).relu().mean((2, 3)))
+
+    network, seen = Network(), []
+    before = network.convolution.weight.clone()
+
+    def loss(y, x, logits):
+        seen.append((x.shape, logits.dtype))
+        return loss_of("index_add", STEP)(y, x, logits)
+
+    gpu.training_step(STEP._replace(N=4), "cpu", network, pixels=8)(loss).call()
+    assert seen == [((4, 6), torch.float32)]
+    assert not torch.equal(network.convolution.weight, before)
+
+
+def test_clocks_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "_events", lambda call: [call()] * 3)
+    monkeypatch.setattr(gpu, "_replays", lambda call, count: [call() / count] * 3)
+    subject = timing.Subject(lambda: 2, lambda state: state + 4)
+    events = {("do_bench", "forward"): [2, 2, 2], ("do_bench", "both"): [6, 6, 6]}
+    graphs = {("cuda_graph", "forward"): [1, 1, 1], ("cuda_graph", "both"): [3, 3, 3]}
+    assert gpu.clocks(subject, graphs=0) == events
+    assert gpu.clocks(subject, graphs=2) == events | graphs
+
+    def fails(call, count):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu, "_replays", fails)
+    with pytest.warns(UserWarning, match="not captured in a CUDA graph: operation not permitted"):
+        assert gpu.clocks(subject, graphs=2) == events
 
 
 def test_turns():
-    calls = {"a": [], "b": []}
+    made = {"a": [], "b": []}
 
-    def subject(made: list) -> timing.Subject:
-        return timing.Subject(lambda: made.append("f"), lambda state: made.append("b"))
+    def subject(log: list) -> timing.Subject:
+        return timing.Subject(lambda: log.append("f"), lambda state: log.append("b"))
 
-    subjects = {name: subject(made) for name, made in calls.items()}
+    subjects = {name: subject(log) for name, log in made.items()}
     plan = Plan(seconds=0, min_rounds=3, max_rounds=5, turn=0)
     results = timing.in_turns(subjects, "cpu", plan)
-    for name, made in calls.items():
-        assert made[:2] == ["f", "b"] and set(results[name]) == {"forward", "backward", "both"}
-        for direction in results[name].values():
-            assert len(direction.rounds) == 3 and all(len(r) == 1 for r in direction.rounds)
+    for name, log in made.items():
+        assert log == ["f", "b"] * 5  # two to warm up
+        for rounds in results[name].values():
+            assert len(rounds) == 3 and all(len(calls) == 1 for calls in rounds)
+        forward, backward, both = (timing.flat(rounds)[0] for rounds in results[name].values())
+        assert both == pytest.approx(forward + backward)
 
 
 def test_ratios_are_taken_within_rounds():
-    slow, fast = timing.Calls([[2.0], [20.0], [4.0]]), timing.Calls([[1.0], [10.0], [1.0]])
-    assert timing.ratio(slow, fast) == 2
+    assert timing.ratio([[2.0], [20.0], [4.0]], [[1.0], [10.0], [1.0]])[1] == 2
     assert timing.percentiles([1, 2, 3, 4, 5, 6]) == pytest.approx((2, 3.5, 5))
+
+
+def test_the_copy_moves_the_least_bytes():
+    inputs = make_inputs(SMALL, "cpu")
+    subject = timing.copies(inputs)
+    x = inputs.sets[0][0].detach().view(-1)
+    half = len(x) // 2
+    assert torch.equal(subject.forward(), x)
+    written = subject.backward(x)
+    assert torch.equal(written, x) and written.data_ptr() != x.data_ptr()
+    written.zero_()
+    subject.forward()
+    assert torch.equal(written[:half], x[:half]) and not written[half:].any()
 
 
 def test_peak_memory_sees_temporaries():
@@ -93,91 +193,113 @@ def test_peak_memory_sees_temporaries():
     assert peak_bytes(lambda: x.view(10, 100), "cpu") == 0
 
 
-def run(seconds: dict[str, float], case=CORE[0], **environment) -> dict:
-    """What pytest-benchmark would write, for one group with these times."""
-    facts = dict.fromkeys(stored.ENVIRONMENT, "?") | {
-        "device": "Test Processor", "device_type": "cpu", "threads": 2} | environment  # fmt: skip
+def run(seconds: dict[str, float], case=FULL[0]) -> dict:
+    """What pytest-benchmark would write, for one case with these times."""
+    device = {"device": "Test Processor", "device_type": "cpu", "threads": 2}
+    facts = dict.fromkeys(stored.environment("cpu", "full"), "?") | device
     rows = []
-    for direction, (name, time) in itertools.product(("forward", "both"), seconds.items()):
-        speedup = {other: t / time for other, t in seconds.items() if other != name}
-        row = {"suite": "core", "competitor": name, "direction": direction, "dtype": "float32"}
-        row |= case._asdict() | {"case": case.name, "bytes": 300, "gb_per_s": 300e-9 / time}
-        row |= {"seconds": time, "p20": time, "p80": time, "speedup": speedup, "peak_bytes": 10**6}
-        row |= {"percent_of_copy": 100 * seconds["copy"] / time, "copies_of_x": 1.5}
-        rows.append({"name": "...", "extra_info": row | facts})
-    skipped = {"suite": "core", "group": "g", "competitor": FUSED[-1], "reason": "no such device"}
-    return {"benchmarks": rows, "skipped": [skipped]}
+    for direction, (name, time) in itertools.product(("forward", "backward", "both"),
+                                                     seconds.items()):  # fmt: skip
+        others = {other: [t / time] * 3 for other, t in seconds.items() if other != name}
+        row = case._asdict() | {"case": case.name, "competitor": name, "direction": direction}
+        row |= {"seconds": [time, time, time], "others": others, "peak_bytes": 10**6}
+        rows.append({"name": "...", "extra_info": row})
+    skipped = {"case": case.name, "competitor": FUSED[-1], "reason": "no such device"}
+    return {"environment": facts, "benchmarks": rows, "skipped": [skipped]}
 
 
 @pytest.fixture
 def write(tmp_path):
-    def write(name: str, data: dict) -> Path:
-        path = tmp_path / name
+    def write(data: dict) -> Path:
+        path = tmp_path / "run.json"
         path.write_text(json.dumps(data))
         return path
 
     return write
 
 
-TIMES = {"copy": 0.001, "eager-index_add": 0.03, "eager-one_hot": 0.004, FUSED_ON_CPU: 0.005}
+TIMES = {COPY: 0.001, "index_add": 0.03, "one_hot": 0.004, FUSED_ON_CPU: 0.005}
 
 
 def test_report(write, tmp_path, capsys):
     readme = tmp_path / "README.md"
     begin, end = report.markers("cpu")
     readme.write_text(f"before\n{begin}\nstale\n{end}\nafter \\1\n")
-    path, folder = write("run.json", run(TIMES)), tmp_path / "results"
+    path, folder = write(run(TIMES)), tmp_path / "results"
     report.main([str(path), "--results", str(folder), "--readme", str(readme)])
     text = (folder / "cpu.md").read_text()
     assert text in capsys.readouterr().out
     assert "no such device" in text and "Test Processor" in text
-    assert "| 6x | **0.8x** |" in text  # the case it loses is there, and marked
-    assert "4 (eager-one_hot) | **0.8x** | 2x | 1.5 |" in text  # the best plain form
+    assert "| cpu | 5 (5 + 5) | 6x | **0.8x** | 20% | 1 (1) |" in text  # where it loses is marked
+    assert "100 float32 forward, one_hot (**0.8x** the time of discfused-cpu)" in text
     kept = readme.read_text()
     assert kept.startswith("before\n") and kept.endswith("after \\1\n") and "stale" not in kept
     again = stored.load(folder / "cpu.json")
     assert again == stored.load(path)
-    assert report.between(kept, "cpu") == tables.summary(again)
+    assert report.between(kept, "cpu").strip() == tables.summary(again)
     assert {file.name for file in folder.iterdir()} >= {"cpu.json", "cpu.md"}
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize(("factor", "shown"), [(1.5, "1.5x (goal: 2x)"), (3, "**3x** (goal: 2x)")])
+def test_a_call_beside_cross_entropy(write, factor, shown):
+    case = FULL[0]._replace(kind="loss")
+    results = stored.load(write(run({CROSS_ENTROPY: 1e-5, FUSED_ON_CPU: factor * 1e-5}, case)))
+    text = tables.summary(results)
+    assert f"| {factor * 10:.1f} | {shown} |" in text
+    assert "faster in no case" in text  # cross-entropy alone is no other form of the loss
 
 
 def test_report_without_a_place_in_the_readme(write, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("nothing\n")
     arguments = ["--results", str(tmp_path / "results"), "--readme", str(readme)]
-    report.main([str(write("run.json", run(TIMES))), *arguments])
+    report.main([str(write(run(TIMES))), *arguments])
     assert "<!-- benchmarks:cpu:begin -->" in capsys.readouterr().out
     assert readme.read_text() == "nothing\n"
 
 
 def test_a_report_kept_elsewhere_leaves_the_readme_alone(write, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "README", tmp_path / "missing" / "README.md")
-    report.main([str(write("run.json", run(TIMES))), "--results", str(tmp_path / "results")])
+    report.main([str(write(run(TIMES))), "--results", str(tmp_path / "results")])
     assert not report.README.exists()
 
 
-def test_results_of_two_machines_do_not_mix(write):
-    mixed = run(TIMES)
-    mixed["benchmarks"] += run(TIMES, device="another")["benchmarks"]
-    with pytest.raises(ValueError, match="different devices"):
-        stored.load(write("mixed.json", mixed))
+def test_a_file_of_something_else_is_refused(write):
+    with pytest.raises(ValueError, match="holds no rows"):
+        stored.load(write(run({})))
+    with pytest.raises(ValueError, match="holds no rows"):
+        stored.load(write({"benchmarks": run(TIMES)["benchmarks"]}))
 
 
-def test_compare(write, capsys):
-    old = write("old.json", run(TIMES))
-    # A machine twice as fast: nothing changed.
-    same = write("same.json", run({name: t / 2 for name, t in TIMES.items()}))
-    assert compare.main([str(old), str(same)]) == 0
-    # Copies got faster, arithmetic did not: one anchor alone does not condemn.
-    copier = write("copier.json", run(TIMES | {"copy": 0.0001}))
-    assert compare.main([str(old), str(copier)]) == 0
-    slower = write("slower.json", run(TIMES | {FUSED_ON_CPU: 0.008}))
-    assert compare.main([str(old), str(slower)]) == 1
-    assert "SLOWER" in capsys.readouterr().out
-    assert compare.main([str(old), str(slower), "--threshold", "2"]) == 0
-    other = write("other.json", run(TIMES, case=CORE[1]))
-    assert compare.main([str(old), str(other)]) == 2
+FAKE = """
+import time
+from collections import namedtuple
+
+def disc_terms(x, y, C, *, backend):
+    assert backend == "cpu"
+    time.sleep({seconds})
+    return x.sum(), x.sum()
+"""
+
+
+def test_two_builds(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(compare, "STARTS", 1)
+    folders = []
+    for name, seconds in (("old", 0.002), ("new", 0.006)):
+        folders.append(str(tmp_path / name))
+        package = tmp_path / name / "discfused"
+        package.mkdir(parents=True)
+        # The processes import the discfused of their folder, and nothing of it but the public API.
+        source = FAKE.format(seconds=seconds) + "fused_disc_loss = None\n"
+        (package / "__init__.py").write_text(source)
+    arguments = ["--only", "terms-128x512x100", "--rounds", "1"]
+    assert compare.main([*folders, *arguments]) == 1
+    printed = capfd.readouterr().out
+    assert "terms-128x512x100-float32 forward" in printed and "SLOWER" in printed
+    assert compare.main([*folders, *arguments, "--threshold", "100"]) == 0
+    with pytest.raises(SystemExit, match="holds no discfused"):
+        compare.main([str(tmp_path), folders[1], *arguments])
 
 
 def test_commands_run():
@@ -195,5 +317,5 @@ def test_readme_shows_the_committed_results(path):
     assert results.slug == path.stem
     shown = report.between((ROOT / "README.md").read_text(), results.slug)
     fix = f"python -m benchmarks.report {path.relative_to(ROOT)}"
-    assert shown == tables.summary(results), f"the README's table is stale: {fix}"
+    assert shown.strip() == tables.summary(results), f"the README's table is stale: {fix}"
     assert path.with_suffix(".md").read_text() == tables.report(results), f"stale: {fix}"

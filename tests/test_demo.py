@@ -15,9 +15,7 @@ from discfused import cli
 from discfused.recipes import demo, demo_picture, demo_report
 from discfused.recipes._files import require_writable
 from discfused.recipes._paired import paired
-from discfused.recipes.demo_data import Measured, Run, split
-
-EACH = [(network, loss) for network, losses in demo.LOSSES.items() for loss in losses]
+from discfused.recipes.demo_data import SETUPS, Measured, Run, Setup, split
 
 
 def run(tmp_path, *arguments):
@@ -32,13 +30,14 @@ def run(tmp_path, *arguments):
 
 def test_the_features_speak_for_fewer_digits_and_it_says_so(tmp_path, capsys):
     runs = run(tmp_path, "--seeds", "1", "--epochs", "60", "--images", "6")["runs"]
-    found = {run["loss"]: run for run in runs if run["network"] == "resnet"}
+    same = [run for run in runs if (run["network"], run["training"]) == ("resnet", "paper")]
+    found = {run["loss"]: run for run in same if not run["smoothing"]}
     assert found["ce"]["accuracy"] > 40
     assert max(found[loss]["gini"] for loss in ("ce+gini", "ce+gini+kl")) < found["ce"]["gini"]
     printed = capsys.readouterr().out
-    assert f"| resnet | ce | {found['ce']['accuracy']:.2f} | - | - | - |" in printed
-    assert f"| resnet | ce+gini+kl | {found['ce+gini+kl']['accuracy']:.2f} | " in printed
-    assert printed.count("| - | undecided |") == len(EACH) - 2  # one pair each
+    assert f"| resnet | paper | ce | {found['ce']['accuracy']:.2f} | - | - | - |" in printed
+    assert f"| paper | ce+gini+kl | {found['ce+gini+kl']['accuracy']:.2f} | " in printed
+    assert printed.count("| - | undecided |") == len(SETUPS) - 3  # one pair each
     picture = (tmp_path / "out" / demo.PICTURE).read_bytes()
     assert picture.startswith(b"\x89PNG") and 20_000 < len(picture) < 200_000
 
@@ -55,15 +54,14 @@ def test_the_losses_of_a_seed_differ_in_nothing_else(tmp_path):
         assert result.returncode == 0, result.stderr
         documents.append(json.loads((tmp_path / "c/d.json").read_text())["runs"])
     found = documents[0]
-    assert [(row["seed"], row["network"], row["loss"]) for row in found] == [
-        (seed, *each) for seed in (0, 1) for each in EACH
+    assert [(row["seed"], *(row[name] for name in Setup._fields)) for row in found] == [
+        (seed, *setup) for seed in (0, 1) for setup in SETUPS
     ]
     results = {}
     for row in found:
-        if row["loss"] != demo.SMOOTHED:
-            numbers = results.setdefault((row["seed"], row["network"]), set())
-            numbers.add((row["accuracy"], row["gini"], row["kl"]))
-    assert [len(numbers) for numbers in results.values()] == [1] * 4
+        same = tuple(row[name] for name in ("seed", "network", "training", "smoothing"))
+        results.setdefault(same, set()).add((row["accuracy"], row["gini"], row["kl"]))
+    assert [len(numbers) for numbers in results.values()] == [1] * 8
     for one, other in zip(*documents, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
@@ -74,7 +72,6 @@ def test_the_document_tells_all_that_the_runs_depend_on(tmp_path):
     assert document["options"] == {
         "seeds": 1, "images": 2, "epochs": 1, "gini_weight": 0.25, "kl_weight": 2.0,
         "impurity": "collision", "backend": "reference", "device": "cpu",
-        "learning_rate": demo.LEARNING_RATE, "weight_decay": demo.WEIGHT_DECAY,
     }  # fmt: skip
     assert document["versions"]["torch"] == torch.__version__
     assert {"discfused", "python", "numpy", "sklearn", "matplotlib"} < set(document["versions"])
@@ -82,7 +79,7 @@ def test_the_document_tells_all_that_the_runs_depend_on(tmp_path):
 
 def test_the_split():
     images, digits, train, test = split(3, 20)
-    assert images.shape == (1797, 1, 8, 8) and images.min() == 0 and images.max() == 1
+    assert images.shape == (1797, 3, 8, 8) and -2.2 < images.min() < 0 < images.max() < 2.7
     assert torch.bincount(digits[train]).tolist() == [20] * 10
     assert torch.cat([train, test]).unique().numel() == len(train) + len(test) == 1797
     assert torch.equal(train, split(3, 20).train) and not torch.equal(train, split(4, 20).train)
@@ -95,11 +92,10 @@ def test_the_residual_network_is_that_of_the_recipes():
 
     own = demo.network("resnet", 0).eval()
     recipes = models.build(Model("resnet18", 0.25, "auto", 0.0, False), 10, 8).eval()
-    recipes.conv1 = torch.nn.Conv2d(1, 16, 3, padding=1, bias=False)
     theirs, ours = recipes.state_dict(), own.state_dict()
     assert [value.shape for value in ours.values()] == [value.shape for value in theirs.values()]
     recipes.load_state_dict(dict(zip(theirs, ours.values(), strict=True)))
-    images = torch.rand(3, 1, 8, 8)
+    images = torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(own(images), recipes(images))
 
 
@@ -151,26 +147,28 @@ def test_a_folder_without_permission(tmp_path):
 
 def test_the_table():
     accuracies = {
-        ("resnet", "ce"): [90, 92, 94, 93, 91],
-        # 1, 2, 3, 2, 2: mean 2, standard error sqrt(0.5 / 5), t(97.5%, 4) = 2.7764
-        ("resnet", "ce+gini"): [91, 94, 97, 95, 93],
-        # -1, 1, -1, 1, 0: mean 0, standard error sqrt(1 / 5)
-        ("resnet", "ce+gini+kl"): [89, 93, 93, 94, 91],
-        ("plain", "ce"): [80, 80, 80, 80, 80],
-        ("plain", "ce+gini+kl"): [79, 78, 77, 78, 78],
+        Setup("resnet", "paper", "ce"): [90, 92, 94, 93, 91],
+        # -1, 1, -1, 1, 0: mean 0, standard error sqrt(1 / 5), t(97.5%, 4) = 2.7764
+        Setup("resnet", "paper", "ce", 0.1): [89, 93, 93, 94, 91],
+        # 1, 2, 3, 2, 2: mean 2, standard error sqrt(0.5 / 5)
+        Setup("resnet", "paper", "ce+gini"): [91, 94, 97, 95, 93],
+        Setup("resnet", "tuned", "ce"): [80, 80, 80, 80, 80],
+        Setup("resnet", "tuned", "ce+gini+kl"): [79, 78, 77, 78, 78],
     }
     runs = [
-        Run(network, loss, seed, accuracy, 0.5 + seed / 10, 0.01 * seed, 1.0)
-        for (network, loss), values in accuracies.items()
+        Run(setup, seed, accuracy, 0.5 + seed / 10, 0.01 * seed, 1.0)
+        for setup, values in accuracies.items()
         for seed, accuracy in reversed([*enumerate(values)])  # their order does not matter
     ]
+    terms = "0.700 | 0.0200"
     assert demo_report.report(runs).splitlines()[2:7] == [
-        "| resnet | ce | 92.00 | - | - | - | 0.700 | 0.0200 |",
-        "| resnet | ce+gini | 94.00 | +2.00 +- 0.32 | +1.12 to +2.88 | gain | 0.700 | 0.0200 |",
-        "| resnet | ce+gini+kl | 92.00 | +0.00 +- 0.45 | -1.24 to +1.24 | undecided | 0.700 "
-        "| 0.0200 |",
-        "| plain | ce | 80.00 | - | - | - | 0.700 | 0.0200 |",
-        "| plain | ce+gini+kl | 78.00 | -2.00 +- 0.32 | -2.88 to -1.12 | loss | 0.700 | 0.0200 |",
+        f"| resnet | paper | ce | 92.00 | - | - | - | {terms} |",
+        "| resnet | paper | ce, smoothed labels | 92.00 | +0.00 +- 0.45 | -1.24 to +1.24 "
+        f"| undecided | {terms} |",
+        f"| resnet | paper | ce+gini | 94.00 | +2.00 +- 0.32 | +1.12 to +2.88 | gain | {terms} |",
+        f"| resnet | tuned | ce | 80.00 | - | - | - | {terms} |",
+        "| resnet | tuned | ce+gini+kl | 78.00 | -2.00 +- 0.32 | -2.88 to -1.12 | loss "
+        f"| {terms} |",
     ]
 
 

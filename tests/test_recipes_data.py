@@ -13,6 +13,8 @@ from discfused.recipes import data, splits
 from discfused.recipes.sampler import Batches
 from recipe_cases import CLASSES, TEST, TRAIN, Datasets
 
+WHOLE = {"data.validation": None, "train.select": "last"}  # nothing is held out
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
@@ -62,7 +64,7 @@ def test_caltech101_leaves_the_background_out_unless_asked(small):
 
 def test_cifar100_in_its_own_format(small, monkeypatch):
     recipe_cases.accept_small_files(monkeypatch)
-    parts = load(small, "cifar100", **{"data.validation": None})
+    parts = load(small, "cifar100", **WHOLE)
     assert len(parts.classes) == 100 and parts.classes[7] == "fine 7"
     assert len(parts.train) == 24 and len(parts.test) == 12
     assert parts.train.labels.tolist()[:5] == [0, 3, 2, 1, 0]
@@ -79,17 +81,17 @@ def test_a_cifar100_that_is_not_whole_is_an_error(small):
 
 def test_cifar10_and_fashionmnist_in_their_own_formats(small, monkeypatch):
     recipe_cases.accept_small_files(monkeypatch)
-    parts = load(small, "cifar10", **{"data.validation": None})
+    parts = load(small, "cifar10", **WHOLE)
     assert (len(parts.classes), len(parts.train), len(parts.test)) == (10, 40, 8)
     stored = numpy.random.default_rng(0).integers(0, 256, (8, 3072)).astype("uint8")
     assert torch.equal(parts.train.decode(7), torch.from_numpy(stored)[7].view(3, 32, 32))
-    parts = load(small, "fashionmnist", **{"data.validation": None})
+    parts = load(small, "fashionmnist", **WHOLE)
     assert parts.classes[9] == "Ankle boot" and (len(parts.train), len(parts.test)) == (24, 12)
     stored = numpy.random.default_rng(0).integers(0, 256, (24, 28, 28)).astype("uint8")
     assert torch.equal(parts.train.decode(5), torch.from_numpy(stored)[5].expand(3, 28, 28))
     assert parts.train.labels[:4].tolist() == [0, 3, 6, 9]
     image, label = parts.test[0, 0]  # padded to the recipe's size, not normalised
-    assert image.shape == (3, 32, 32) and 0 == image.min() and image.max() <= 1 and label == 0
+    assert image.shape == (3, 32, 32) and image.min() == 0 and image.max() <= 1 and label == 0
 
 
 def test_held_out_images_are_the_same_for_every_seed(small):
@@ -123,6 +125,27 @@ def test_digits_are_split_by_the_seed(small):
     tested = {parts.test.decode(index).numpy().tobytes() for index in range(1777)}
     assert not tested & {image.numpy().tobytes() for image in images}
     assert load(small, "digits", **{"data.image_size": 32}).train.decode(0).shape == (3, 32, 32)
+
+
+def test_numbers_of_two_digits(small):
+    parts = load(small, "digit-pairs", **{"data.train_per_class": 3})
+    assert parts.classes[7] == "07" and len(parts.classes) == 100
+    for images, count in ((parts.train, 3), (parts.test, 20)):
+        assert images.labels.bincount().tolist() == [count] * 100
+    gray, digits = data._gray_digits()
+    known = {image.numpy().tobytes(): index for index, image in enumerate(gray)}
+    used = []
+    for images in (parts.train, parts.test):
+        used.append(set())
+        for index in range(0, len(images), 7):
+            image = images.decode(index)[:1]
+            label = int(images.labels[index])
+            for side, digit in ((image[..., :8], label // 10), (image[..., 8:], label % 10)):
+                found = known[side.contiguous().numpy().tobytes()]
+                assert digits[found] == digit
+                used[-1].add(found)
+    assert not used[0] & used[1]
+    assert parts.test[0, 0][0].shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("name", [*data.LAYOUT])
@@ -170,7 +193,7 @@ def test_images_do_not_depend_on_who_prepares_them(small, changes):
 @pytest.mark.parametrize("name", recipe_cases.DATASETS)
 def test_workers_that_are_not_forked_get_the_same_images(small, monkeypatch, name):
     recipe_cases.accept_small_files(monkeypatch)
-    changes = {"data.train_per_class": 1, "data.cache": False, "data.validation": None}
+    changes = {"data.train_per_class": 1, "data.cache": False, **WHOLE}
     images = load(small, name, **changes).train
     sent = pickle.loads(pickle.dumps(images))
     assert torch.equal(sent[3, 1][0], images[3, 1][0])

@@ -28,7 +28,7 @@ def test_a_shipped_recipe_gives_every_option_a_value(name):
     assert dataclasses.asdict(options) == sections
     cells = sweep.cells(recipe, {}, seed=0)
     losses = {cell.loss.name for cell in cells}
-    assert {"ce", "ce+gini", "ce+gini+kl"} <= losses
+    assert {"ce", "ce+gini+kl"} <= losses
 
 
 def test_the_papers_table_is_one_recipe():
@@ -53,7 +53,7 @@ def test_the_papers_table_is_one_recipe():
         ({"model.width": 0}, ValueError, "model.width is 0.0, expected a number above 0"),
         ({"loss.activation": "square"}, ValueError, "'square', expected one of abs, relu"),
         ({"loss.start": 1.5}, ValueError, "loss.start is 1.5, expected a share of the training"),
-        ({"train.lr_schedule": "step"}, ValueError, "train.lr_steps is None, expected a list"),
+        ({"train.lr_schedule": "step"}, ValueError, "train.lr_steps is null, expected a list"),
         ({"train.lr_steps": [60.5]}, TypeError, "train.lr_steps is .60.5., expected"),
         ({"train.select": "best"}, ValueError, "is best, expected data.validation images"),
         ({"data.samples_per_class": 3}, ValueError, "is 3, expected a divisor of"),
@@ -113,7 +113,7 @@ def test_a_sweep_is_every_combination_once():
     ]
     cells = sweep.cells(recipe, {"train.epochs": 2}, seed=3)
     found = [(cell.model.name, cell.loss.name, cell.loss.gini_weight) for cell in cells]
-    assert sorted(found)[0] == ("cvt13", "ce", 1.0)
+    assert sorted(found)[0] == ("cvt13", "ce", 0.5)
     assert len(found) == 4  # cross-entropy has no weights to vary
     assert {(cell.train.epochs, cell.seed) for cell in cells} == {(2, 3)}
     with pytest.raises(ValueError, match=r"sweep\.seed is 3, expected a list"):

@@ -106,7 +106,7 @@ def test_several_processes_share_a_sweep(tmp_path):
     said = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     done = [int(text.split(": ")[1].split()[0]) for text in said]
-    assert sum(done) == len(table.collect(tmp_path / "out")) == 18
+    assert sum(done) == len(table.collect(tmp_path / "out")) == 24
 
 
 def test_a_run_that_diverges_is_a_result_and_not_the_end(tmp_path):
@@ -131,21 +131,30 @@ def test_the_three_commands(tmp_path, monkeypatch, capsys):
         assert cli.main(run) == 1
         assert "pass --resume" in capsys.readouterr().err
     assert cli.main(["sweep", "digits", "--seeds", "1", *TINY, "--out", "runs"]) == 0
-    assert "6 runs done, 0 were there\nnow: discfused table runs" in capsys.readouterr().out
+    assert "8 runs done, 0 were there\nnow: discfused table runs" in capsys.readouterr().out
     assert cli.main(["table", "runs"]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "runs/table.md").read_text()
     assert printed.count("\n| digits | resnet17 |") == 2
-    assert printed.count("\n| digits | resnet18 |") == 6
-    assert printed.count("too little to tell") == 6
+    assert printed.count("\n| digits | resnet18 |") == 8
+    assert printed.count("too little to tell") == 8
     assert (tmp_path / "runs/table.png").stat().st_size > 10_000
 
 
 def test_seeds_that_no_search_has_seen(tmp_path):
     out = tmp_path / "runs"
-    given = ["digits", "--seeds", "2", "--first-seed", "5", *TINY, "--set", "loss.name=ce"]
+    given = ["digits", "--seeds", "2", "--first-seed", "5", *TINY, "--grid", "loss.name=[ce]"]
     assert cli.main(["sweep", *given, "--out", str(out)]) == 0
     assert [row["seed"] for row in table.collect(out)] == [5, 6]
+
+
+def test_a_grid_in_place_of_the_recipes(tmp_path):
+    given = ["digits", "--seeds", "1", *TINY, "--out", str(tmp_path)]
+    given += ["--grid", "train.lr=[0.01, 0.1]", "--grid", "loss.name=[ce, ce+kl]"]
+    assert cli.main(["sweep", *given]) == 0
+    found = {(row["options"]["train.lr"], row["options"]["loss.name"])
+             for row in table.collect(tmp_path)}  # fmt: skip
+    assert found == {(lr, loss) for lr in (0.01, 0.1) for loss in ("ce", "ce+kl")}
 
 
 @pytest.mark.parametrize(
@@ -155,10 +164,12 @@ def test_seeds_that_no_search_has_seen(tmp_path):
         (["train", "--data", "caltech101"], "--data-root DIR with DIR/caltech101/101_Object"),
         (["train", "--data", "digits", "--set", "train.lr"], "expected OPTION=VALUE"),
         (["train", "--data", "digits", "--set", "lr=1"], "lr is no option"),
-        (["train", "--data", "digits", "--batch-size", "999"], "expected at most the 200"),
+        (["train", "--data", "digits", "--batch-size", "999"], "expected at most the 60"),
         (["train", "--data", "digits", "--set", "loss.layers=[nowhere]"], "does not have; near"),
         (["sweep", "digits", "--seeds", "0"], "--seeds is 0, expected at least 1"),
         (["sweep", "digits", "--first-seed", "-1"], "--first-seed is -1, expected at least 0"),
+        (["sweep", "digits", "--grid", "seed"], "--grid is 'seed', expected OPTION=VALUE"),
+        (["sweep", "digits", "--grid", "train.lr=0.1"], "sweep.train.lr is 0.1, expected a list"),
         (["sweep", "nowhere.yaml"], "expected a YAML file, or one of caltech101"),
         (["table", "."], "holds no results"),
     ],

@@ -11,15 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from torch import nn
 
-from discfused.recipes import interrupt, models, optimization, records, train
-from discfused.recipes.options import flat, parse, read
+from discfused.recipes import interrupt, models, records, train
+from discfused.recipes.options import flat
 from recipe_cases import (  # noqa: F401 (one_thread is a fixture)
     DATASETS,
     LOSSES,
@@ -66,8 +64,8 @@ def test_every_network_and_every_data_set_with_every_loss(
         options = small.options(data, **{"model.name": model, **weighted})
         row = train.run(options, folder)
         # A fifth of CIFAR is held out.
-        steps = {"digits": 2, "caltech101": 3, "cifar100": 2, "cifar10": 4, "fashionmnist": 2}
-        assert row["steps"] == steps[data]
+        steps = {"caltech101": 3, "cifar10": 4, "digit-pairs": 4}
+        assert row["steps"] == steps.get(data, 2)
         assert 0 <= row["accuracy"] <= 100 and 0 <= row["gini"] <= 1 and 0 < row["live"] <= 1
         assert json.loads((folder / records.RESULT).read_text()) == row
         found[loss] = weights(folder)
@@ -188,70 +186,17 @@ def test_the_best_epoch_on_held_out_images_is_tested(tmp_path, monkeypatch):
         assert [int(row["step"]) for row in rows] == steps
 
 
-@pytest.mark.parametrize(
-    ("start", "ramp", "expected"),
-    [
-        (0, 0, [2, 2, 2, 2, 2, 2, 2, 2]),
-        (0, 0.5, [0, 0.5, 1, 1.5, 2, 2, 2, 2]),
-        (0.5, 0, [0, 0, 0, 0, 2, 2, 2, 2]),
-        (0.25, 0.25, [0, 0, 0, 1, 2, 2, 2, 2]),
-        (0.04, 0, [0, 2, 2, 2, 2, 2, 2, 2]),
-        (1, 0, [0, 0, 2, 2, 2, 2, 2, 2]),  # epochs, of two steps each
-        (3, 0, [0, 0, 0, 0, 0, 0, 2, 2]),
-    ],
-)
-def test_when_the_terms_are_on(start, ramp, expected):
-    changes = {"loss.start": start, "loss.ramp": ramp, "loss.gini_weight": 2.0}
-    loss = run_options(changes={"loss.name": "ce+gini", **changes}).loss
-    assert [optimization.term_weights(loss, step, 8, 2) for step in range(8)] == [
-        (weight, 0.0) for weight in expected
-    ]
-
-
-@pytest.mark.parametrize(
-    ("schedule", "peak"), [("constant", 0), ("cosine", 2), ("one-cycle", 2)]
-)  # fmt: skip
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_schedules_of_the_learning_rate(schedule, peak, optimizer):
-    changes = {"train.lr_schedule": schedule, "train.lr_warmup": 0.3, "train.optimizer": optimizer}
-    options = run_options(changes={**changes, "train.lr": 0.5}).train
-    stepper = optimization.optimizer(nn.Linear(1, 1), options)
-    rates = optimization.schedule(stepper, options, 10, per_epoch=5)
-    seen = []
-    for _ in range(10):
-        seen.append(rates.get_last_lr()[0])
-        stepper.step()
-        rates.step()
-    assert max(seen) == pytest.approx(0.5) and seen.index(max(seen)) == peak
-    assert (seen[-1] < 0.05) == (schedule != "constant")
-
-
-def test_the_learning_rate_of_the_paper():
-    options = parse(read(Path("cifar100"))).train
-    assert (options.epochs, options.batch_size, options.momentum) == (250, 200, 0.9)
-    stepper = optimization.optimizer(nn.Linear(1, 1), options)
-    assert not stepper.defaults["nesterov"]
-    rates = optimization.schedule(stepper, options, 500, per_epoch=2)
-    seen = []
-    for _ in range(500):
-        seen.append(rates.get_last_lr()[0])
-        stepper.step()
-        rates.step()
-    changes = [step for step in range(1, 500) if seen[step] != seen[step - 1]]
-    assert changes == [120, 240, 320, 400]
-    assert seen[0] == 0.1 and seen[-1] == pytest.approx(0.1 * 0.2**4)
-
-
 @pytest.mark.parametrize("capture", ["output", "input"])
 def test_options_of_the_tap_reach_the_loss(tmp_path, capture):
     layers = {"loss.layers": ["layer3", "layer4.1.relu"], "loss.capture": capture}
     trained = set()
-    for number, changes in enumerate([{}, {"loss.activation": "relu"}, {"loss.impurity": "collision"}]):
+    others = [{"loss.activation": "relu"}, {"loss.impurity": "collision"}]
+    for number, changes in enumerate([{}, *others]):
         folder = tmp_path / str(number)
         train.run(run_options(changes={**layers, **changes}), folder)
         with (folder / "train.csv").open(newline="") as file:
             trained.add(next(csv.DictReader(file))["gini"])  # of the first batch, in the loss
-    assert len(trained) == 3
+    assert len(trained) == (3 if capture == "input" else 2)  # what leaves a ReLU is positive
 
 
 @pytest.mark.parametrize("model", ["resnet18", pytest.param("cvt13", marks=pytest.mark.slow)])
@@ -282,7 +227,8 @@ def command(*arguments, **keywords):
     )  # fmt: skip
 
 
-TINY = ["--data", "digits", "--accelerator", "cpu", "--set", "model.width=0.125"]
+TINY = ["--data", "digits", "--accelerator", "cpu", "--set", "model.width=0.125",
+        "--set", "data.train_per_class=20"]  # fmt: skip
 
 
 def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path):

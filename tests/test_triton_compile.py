@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from discfused._definitions import ACTIVATIONS, IMPURITIES
 from discfused.backends import triton_backend, triton_runtime
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -32,15 +33,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = ["bf16", "fp16", "fp32", "fp64"]
-ACTIVATIONS = {"relu": 0, "abs": 1, "square": 2, "softplus": 3, "sigmoid": 4}
-POINTERS = {
-    "slot": "i32", "order": "i32", "span": "i32", "bad": "i32", "target": "i64",
-    "slot_class": "i64", "count": "i64", "carry_slot": "i32",
-}  # fmt: skip
-FLOATS = {"eps", "gini_weight", "gini_rest", "kl_weight", "kl_rest"}
-LENGTHS = {
-    "rows_each", "N", "S", "C", "D", "M", "K", "parts", "chunks", "programs", "ignore_index",
-}  # fmt: skip
+POINTERS = {"index": "i64", "target": "i64", "bad": "i32", "wrong": "i64"}
+FLOATS = {"gini_weight", "gini_rest", "kl_weight", "kl_rest"}
+LENGTHS = {"N", "S", "C", "D", "R", "blocks", "slot_blocks", "ignore_index", "given"}
 LIMIT = 255  # registers a thread can have
 
 
@@ -52,56 +47,36 @@ def kernels():
 def variants(dtype: str) -> dict[str, tuple[str, dict]]:
     """name -> kernel and its compile-time arguments: one for each distinct piece of code."""
     blocks_of = kernels().BLOCKS[torch.float64 if dtype == "fp64" else torch.float32]
-    weights = {"WEIGHTED": True, "SAMPLE_WEIGHTED": True}
-    moments = blocks_of["moments"]
-    found = {
-        f"share {dtype}": ("share_kernel", blocks_of["share"]),
-        f"report {dtype}": ("report_kernel", {}),
-        f"carry {dtype}": ("carry_kernel", blocks_of["carry"]),
-    }
-    for slots in ("class_slots", "present_slots"):
-        flags = {"PRESENT": slots == "present_slots", "MOMENTS": False, "ACT": 0, **weights}
-        found[f"{slots} {dtype}"] = ("members_kernel", {**flags, **moments, **blocks_of[slots]})
-        for square in (False, True):
-            flags = {**flags, "MOMENTS": True, "ACT": 2 if square else 0}
-            found[f"{slots} and moments{' of squares' * square} {dtype}"] = (
-                "members_kernel", {**flags, **moments, **blocks_of[slots]},
-            )  # fmt: skip
-    for slope in (False, True):
-        suffix = f"{' slope' * slope} {dtype}"
-        found[f"feature_terms{suffix}"] = (
-            "feature_terms_kernel", {"SLOPE": slope, **blocks_of["feature_terms"]},
-        )  # fmt: skip
-        for direction in ("forward", "reverse"):
-            flags = {"ABSENT": direction == "forward", "REVERSE": direction == "reverse"}
-            found[f"class_terms {direction}{suffix}"] = (
-                "class_terms_kernel", {"SLOPE": slope, **flags, **blocks_of["class_terms"]},
-            )  # fmt: skip
-    if dtype != "fp64":
-        found[f"matmul {dtype}"] = ("matmul_kernel", blocks_of["matmul"])
-    for name, ACT in ACTIVATIONS.items():
-        code = {"ACT": ACT, "CENTER": True, "GIVEN": False}
-        for slope in (False, True):
-            found[f"slot_rows{' slope' * slope} {name} {dtype}"] = (
-                "slot_rows_kernel", {**code, "SLOPE": slope, **blocks_of["slot_rows"]},
-            )  # fmt: skip
-        for blocks in blocks_of["whole_columns"]:
-            found[f"whole_columns {blocks['ROWS']} {name} {dtype}"] = (
-                "whole_columns_kernel", {**code, **blocks},
-            )  # fmt: skip
-        pull = {"ACT": ACT, "PULL": True, "SOFT": False}
-        found[f"gradient_sum {name} {dtype}"] = (
-            "gradient_sum_kernel", {**pull, **blocks_of["gradient_sum"]},
-        )  # fmt: skip
-        gradient = blocks_of["gradient"]
-        for shift in ("slope", "sums"):
-            found[f"gradient {shift} {name} {dtype}"] = (
-                "gradient_kernel", {**pull, "SHIFT": shift, **gradient},
-            )  # fmt: skip
-        for blocks in blocks_of["whole_gradient"]:
-            found[f"gradient {blocks['ROWS']} {name} {dtype}"] = (
-                "gradient_kernel", {**pull, "SHIFT": "whole", **gradient, **blocks},
-            )  # fmt: skip
+    found = {"sizes": ("sizes_kernel", blocks_of["sizes"])}
+    for blocks in blocks_of["rows"]:
+        for present in (False, True):
+            flags = {"PRESENT": present, "WEIGHTED": False}
+            name = f"rows {blocks['ROWS']}{' present' * present}"
+            found[name] = ("rows_kernel", {**flags, **blocks})
+    for ACT, name in enumerate(ACTIVATIONS):
+        for kernel in ("table", "soft_table"):
+            found[f"{kernel} {name}"] = (f"{kernel}_kernel", {"ACT": ACT, **blocks_of[kernel]})
+        for kernel in ("gradient", "soft_gradient"):
+            for terms in (True, False):
+                flags = {"TERMS": terms, "PRESENT": True, "ACT": ACT}
+                suffix = "" if terms else " of the histogram"
+                found[f"{kernel} {name}{suffix}"] = (
+                    f"{kernel}_kernel", {**flags, **blocks_of[kernel]},
+                )  # fmt: skip
+    found["fold"] = ("fold_kernel", blocks_of["fold"])
+    for blocks in blocks_of["columns"]:
+        whole = blocks is not blocks_of["columns"][-1]
+        for fold in (False, True):
+            for IMPURITY, impurity in enumerate(IMPURITIES):
+                flags = {"FOLD": fold, "WHOLE": whole, "IMPURITY": IMPURITY}
+                name = f"column_terms {blocks['SLOTS']} {impurity}{' fold' * fold}"
+                found[name] = ("column_terms_kernel", {**flags, **blocks})
+        if whole:
+            flags = {"PRIOR": True, "PRESENT": True}
+            found[f"whole_terms {blocks['SLOTS']}"] = ("whole_terms_kernel", {**flags, **blocks})
+    flags = {"PRIOR": True, "PRESENT": True}
+    found["slot_terms"] = ("slot_terms_kernel", {**flags, **blocks_of["slots"]})
+    found["finish"] = ("finish_kernel", {"ABSENT": True, **blocks_of["finish"]})
     return found
 
 
@@ -109,7 +84,7 @@ def compiled(dtype: str, name: str, target: str):
     kernel, arguments = variants(dtype)[name]
     fn = getattr(kernels(), kernel)
     constants = {k: v for k, v in arguments.items() if k != "num_warps"}
-    constants["column_stride"] = 1
+    constants |= {"column_stride": 1, "table_column_stride": 1, "target_stride": 1, "weight_stride": 1}
     acc = "fp64" if dtype == "fp64" else "fp32"
     signature, attributes = {}, {}
     names = list(inspect.signature(fn.fn).parameters)
@@ -125,7 +100,7 @@ def compiled(dtype: str, name: str, target: str):
             kind = f"*{POINTERS.get(parameter, acc)}"
         signature[parameter] = kind
         # What a launch finds out by itself: allocations are aligned, and so are rows of 16 n.
-        if kind.startswith("*") or parameter in ("D", "row_stride"):
+        if kind.startswith("*") or parameter in ("D", "row_stride", "table_row_stride"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     constants = {(names.index(k),): v for k, v in constants.items() if k in names}
     source = ASTSource(fn, signature, constants, attributes)

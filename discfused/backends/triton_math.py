@@ -10,64 +10,51 @@ made in one fixed order, so the same input gives the same bits.
 import triton
 import triton.language as tl
 
-# ACT: place in contract.ACTIVATIONS. Comparisons are arranged so that NaN passes.
+# ACT and IMPURITY: places in ACTIVATIONS and IMPURITIES. Comparisons are arranged so that NaN
+# passes.
 
 
 @triton.jit
-def _log1p(u):
-    """log(1 + u) for 0 <= u <= 1"""
-    if u.dtype == tl.float64:
-        w = 1.0 + u
-        return tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
-    # 2 atanh(u / (2 + u)): the GPU's fast logarithm loses all digits near 1
-    z = u / (2.0 + u)
-    s = z * z
-    tail = s * (1.0 / 9 + s * (1.0 / 11 + s * (1.0 / 13 + s * (1.0 / 15))))
-    return 2.0 * z * (1.0 + s * (1.0 / 3 + s * (1.0 / 5 + s * (1.0 / 7 + tail))))
-
-
-@triton.jit
-def _activate(z, ACT: tl.constexpr):
-    """phi(z)"""
+def _activate(x, ACT: tl.constexpr):
+    """phi(x)"""
     if ACT == 0:
-        return tl.where(z < 0, 0.0, z)
-    elif ACT == 1:
-        return tl.where(z < 0, -z, z)
-    elif ACT == 2:
-        return z * z
+        return tl.where(x < 0, -x, x)
     else:
-        decay = tl.exp(tl.where(z < 0, z, -z))  # exp(-|z|) cannot overflow
-        if ACT == 3:
-            return tl.where(z < 0, 0.0, z) + _log1p(decay)
-        else:
-            return tl.where(z < 0, decay, 1.0) / (1.0 + decay)
+        return tl.where(x > 0, x, 0.0 * x)  # not 0: -infinity must not be lost
 
 
 @triton.jit
-def _pull_back(z, g, ACT: tl.constexpr):
-    """phi'(z) * g"""
+def _pull_back(x, g, ACT: tl.constexpr):
+    """phi'(x) * g"""
     if ACT == 0:
-        return tl.where(z <= 0, 0.0, g)
-    elif ACT == 1:
-        return tl.where(z > 0, g, tl.where(z < 0, -g, z * g))
-    elif ACT == 2:
-        return 2.0 * z * g
+        return tl.where(x > 0, g, tl.where(x < 0, -g, x * g))
     else:
-        decay = tl.exp(tl.where(z < 0, z, -z))
-        scale = 1.0 / (1.0 + decay)
-        if ACT == 3:
-            return tl.where(z < 0, decay, 1.0) * scale * g
-        else:
-            return decay * scale * scale * g
+        return tl.where(x > 0, g, 0.0 * g)
 
 
 @triton.jit
-def _size(x, ACT: tl.constexpr):
-    """What magnitude adds up: of the same power of x as phi"""
-    if ACT == 2:
-        return x * x
+def _divide(a, b):
+    """a / b, correctly rounded, and a where b is 0: the mean of nothing"""
+    b = tl.where(b == 0, 1.0, b)
+    if a.dtype == tl.float64:
+        return a / b
     else:
-        return tl.abs(x)
+        return tl.div_rn(a, b)  # a / b of float32 is an approximation on a GPU
+
+
+@triton.jit
+def _log(x):
+    """In float64: the GPU's fast float32 logarithm has no correct digit near 1."""
+    return tl.log(x.to(tl.float64)).to(x.dtype)
+
+
+@triton.jit
+def _product(left, right, sums):
+    """sums + left @ right, exactly in their own type: no TF32, whatever PyTorch's flags say"""
+    if sums.dtype == tl.float64:  # which tl.dot of older Tritons does not take
+        return sums + tl.sum(left[:, :, None] * right[None, :, :], axis=1)
+    else:
+        return tl.dot(left, right, sums, input_precision="ieee")
 
 
 @triton.jit

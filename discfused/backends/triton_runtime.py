@@ -9,8 +9,6 @@ import sysconfig
 import torch
 from torch import Tensor
 
-from discfused.backends.bad_labels import bad_labels as bad_labels  # for the modules of Triton
-
 
 def interpreted() -> bool:
     """Triton's own switch: its kernels run in Python, on CPU tensors."""

@@ -1,154 +1,263 @@
-"""Triton kernels from the table to the terms, and to what backward needs of them."""
+"""Triton kernels from the table to the terms, and to what backward needs of them.
+
+coef, flat: of every column 1 / T (0 if dead), s2, 2 f / D, and sum_k A_k P_kj / L; then A_s / L of
+every slot. Up to WHOLE slots (two launches) column_terms_kernel leaves the part of q that is its
+columns' beside its other sums, and whole_terms_kernel does the rest; for more slots (three launches)
+slot_terms_kernel reads the rows of H for q, and its share of the projection, at once.
+"""
 
 import triton
 import triton.language as tl
 
-from discfused.backends.triton_histogram import _add_carry
-from discfused.backends.triton_math import _columns, _number, _read
+from discfused.backends.triton_math import _columns, _divide, _log, _number, _read
+from discfused.backends.triton_table import _fold
+
+FLOOR: tl.constexpr = tl.constexpr(1e-10)  # PROBABILITY_FLOOR
 
 
-@triton.jit(do_not_specialize=["S", "chunks", "eps"])
-def feature_terms_kernel(
-    table, slope, carry, carry_slot, magnitude, feature_coef, sums, S, D, chunks, eps,
-    SLOPE: tl.constexpr, LINES: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr,
+@triton.jit
+def _add_slots(tile, n, T, squares, present):
+    """T, s2 and the number of classes present with the slots of one more tile. s2 is kept relative
+    to the T so far: H^2 itself could overflow, and vanish."""
+    before = T
+    T += tl.sum(tile, axis=0)
+    divisor = tl.where(T == 0, 1.0, T)
+    share = tile / divisor[None, :]
+    before = before / divisor
+    squares = squares * before * before + tl.sum(share * share, axis=0)
+    return T, squares, present + tl.sum((n != 0).to(tl.int32), axis=0)
+
+
+@triton.jit(do_not_specialize=["N", "S", "R"])
+def column_terms_kernel(
+    table, parts, index, weight, coef, sums, N, S, D, R,
+    FOLD: tl.constexpr, WHOLE: tl.constexpr, IMPURITY: tl.constexpr,
+    SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """1 / T and sum of P^2 of every feature, after what the table lacks. sums [blocks, S + 2]: over
-    the COLS features of one block, those of P for every slot, of their impurities, and the number
-    of live ones."""
-    ACC: tl.constexpr = table.dtype.element_ty
-    block = tl.program_id(0)
-    columns, inside = _columns(block, D, COLS)
-    _add_carry(table, carry, carry_slot, chunks, columns, inside, D, LINES)
-    if SLOPE:
-        line = carry + chunks.to(tl.int64) * D
-        _add_carry(slope, line, carry_slot, chunks, columns, inside, D, LINES)
-    tl.debug_barrier()  # other threads of this program wrote what these read
-    mass = tl.zeros([SLOTS, COLS], dtype=ACC)
-    first = 0
-    while first < S:
-        slots = first + tl.arange(0, SLOTS)
-        mask = (slots < S)[:, None] & inside[None, :]
-        mass += _read(table, slots, columns, D, 1, mask, ACC)
-        first += SLOTS
-    scale = tl.load(magnitude + columns, mask=inside, other=0.0).to(ACC)
-    mass_j = tl.sum(mass, axis=0) + 0.0 * scale  # infinity * 0 is NaN: not a dead feature
-    BITS: tl.constexpr = ACC.primitive_bitwidth
-    SMALLEST: tl.constexpr = 2.2250738585072014e-308 if BITS == 64 else 1.17549435e-38
-    dead = mass_j <= eps * scale + SMALLEST  # below that the reciprocal could overflow
-    inverse = tl.where(dead, 0.0, 1.0 / tl.where(dead, 1.0, mass_j))
-
-    line = sums + block.to(tl.int64) * (S + 2)
-    squares = tl.zeros([SLOTS, COLS], dtype=ACC)
-    first = 0
-    while first < S:
-        slots = first + tl.arange(0, SLOTS)
-        mask = (slots < S)[:, None] & inside[None, :]
-        P = _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
-        squares += P * P
-        tl.store(line + slots, tl.sum(P, axis=1), mask=slots < S)
-        first += SLOTS
-    square = tl.sum(squares, axis=0)
-    tl.store(feature_coef + D + columns, inverse, mask=inside)
-    tl.store(feature_coef + 2 * D + columns, square, mask=inside)
-
-    impurity = 1.0 - square
-    impurity = tl.where(impurity < 0, 0.0, impurity)
-    impurity = tl.where(dead, 0.0, impurity)
-    tl.store(line + S, tl.sum(impurity, axis=0))
-    tl.store(line + S + 1, tl.sum(tl.where(dead, 0.0, 1.0).to(ACC), axis=0))
-
-
-@triton.jit(do_not_specialize=["S", "parts", "gini_weight", "gini_rest", "kl_weight", "kl_rest"])
-def class_terms_kernel(
-    table, slope, feature_coef, sums, prior, absent, slot_coef, penalty, gini, kl, S, D, parts,
-    gini_weight, gini_rest, kl_weight, kl_rest,
-    SLOPE: tl.constexpr, ABSENT: tl.constexpr, REVERSE: tl.constexpr,
-    PARTS: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """A of every slot and the scalars from `sums` of feature_terms_kernel, and of COLS features
-    1 / (L T), sum of A P, and what backward needs of the slope. Every program makes all A for
-    itself, instead of a launch for them."""
+    """The first three rows of coef from COLS columns of the table, after what it lacks (FOLD). A
+    line of sums [blocks, 2 or 2 + S]: over these columns, the number of live ones, the sum of
+    their impurities, and if all slots fit one tile (WHOLE), that of P for every slot."""
     ACC: tl.constexpr = table.dtype.element_ty
     program = tl.program_id(0)
     columns, inside = _columns(program, D, COLS)
+    T = tl.zeros([COLS], dtype=ACC)
+    squares = tl.zeros([COLS], dtype=ACC)
+    present = tl.full([], 0, tl.int32)
+    slots = tl.arange(0, SLOTS)
+    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
+    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+    if FOLD:
+        tile = _fold(
+            tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES
+        )
+    T, squares, present = _add_slots(tile, n, T, squares, present)
+    if not WHOLE:
+        first = SLOTS
+        while first < S:
+            slots = first + tl.arange(0, SLOTS)
+            mask = (slots < S)[:, None] & inside[None, :]
+            tile = _read(table, slots, columns, D, 1, mask, ACC)
+            n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+            if FOLD:
+                tile = _fold(
+                    tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES
+                )
+            T, squares, present = _add_slots(tile, n, T, squares, present)
+            first += SLOTS
+
+    inverse = 1.0 / tl.where(T == 0, 1.0, T) + 0.0 * T  # infinity * 0 is NaN: not a dead feature
+    dead = (T == 0) | (inverse == float("inf"))
+    inverse = tl.where(dead, 0.0, inverse)
+    squares = tl.where(dead, 0.0, squares)
+    scale = tl.full([COLS], 2.0, ACC) / D
+    if IMPURITY == 0:
+        impurity = 1.0 - squares
+    else:
+        most = _log(tl.where(present < 2, 2, present).to(ACC))
+        square = tl.where(dead, 1.0, squares)
+        impurity = tl.where(dead, 1.0, -_log(square) / most)
+        impurity = tl.where(present < 2, 0.0, impurity)
+        scale = tl.where(present < 2, 0.0, scale / (square * most))
+    tl.store(coef + columns, inverse, mask=inside)
+    tl.store(coef + D + columns, squares, mask=inside)
+    tl.store(coef + 2 * D + columns, scale, mask=inside)
+
+    width = 2
+    if WHOLE:
+        width += S
+    line = sums + program.to(tl.int64) * width
+    tl.store(line, tl.sum(tl.where(dead, 0.0, 1.0).to(ACC), axis=0))
+    tl.store(line + 1, tl.sum(tl.where(inside, impurity, 0.0), axis=0))
+    if WHOLE:
+        q = tl.sum(tile * inverse[None, :], axis=1)
+        tl.store(line + 2 + slots, q, mask=slots < S)
+
+
+@triton.jit
+def _class_terms(
+    mass, live, slots, index, weight, prior, N, S, PRIOR: tl.constexpr, PRESENT: tl.constexpr
+):
+    """A / L and the part of kl of every slot, from the sum of its P."""
+    ACC: tl.constexpr = mass.dtype
+    there = slots < S
+    features = tl.where(live == 0, 1.0, live)
+    if PRIOR:
+        classes = slots.to(tl.int64)
+        if PRESENT:
+            classes = tl.load(index + 2 * N + 2 * (S + 1) + slots, mask=there, other=-1)
+        pi = tl.load(prior + classes, mask=there & (classes >= 0), other=0.0).to(ACC)
+    else:
+        n = tl.load(weight + N + slots, mask=there, other=0.0).to(ACC)
+        pi = _divide(n, tl.load(weight + N + S).to(ACC))
+    q = mass / features
+    is_clamped = q < FLOOR
+    q = tl.where(is_clamped, FLOOR, q)
+    nothing = pi == 0
+    kl = tl.where(nothing, 0.0, pi * _log(tl.where(nothing, 1.0, pi / q)))
+    return tl.where(is_clamped | nothing, 0.0, -pi / q / features), kl
+
+
+@triton.jit
+def _store_scalars(
+    live, impurity, divergence, absent, weight, penalty, gini, kl, N, S, D,
+    gini_weight, gini_rest, kl_weight, kl_rest, ABSENT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    gini_value = impurity / D
+    gini_value = tl.where(gini_value < 0, 0.0, gini_value)
+    kl_value = divergence
+    if ABSENT:
+        kl_value += tl.load(absent).to(ACC)
+    kl_value = tl.where((live == 0) | (kl_value < 0), 0.0, kl_value)
+    nothing = tl.load(weight + N + S).to(ACC) == 0  # no row counts
+    gini_value = tl.where(nothing, 0.0, gini_value)
+    kl_value = tl.where(nothing, 0.0, kl_value)
+    tl.store(gini, gini_value)
+    tl.store(kl, kl_value)
+    gini_value *= _number(gini_weight, gini_rest, ACC)
+    kl_value *= _number(kl_weight, kl_rest, ACC)
+    tl.store(penalty, gini_value + kl_value)
+
+
+_WEIGHTS = ["gini_weight", "gini_rest", "kl_weight", "kl_rest"]
+
+
+@triton.jit(do_not_specialize=["N", "S", "blocks", *_WEIGHTS])
+def whole_terms_kernel(
+    table, index, weight, prior, absent, coef, sums, penalty, gini, kl, N, S, D, blocks,
+    gini_weight, gini_rest, kl_weight, kl_rest,
+    PRIOR: tl.constexpr, PRESENT: tl.constexpr,
+    SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """A, the projection of COLS columns and the scalars from `sums` of column_terms_kernel. Every
+    program makes all A for itself, instead of a launch for them."""
+    ACC: tl.constexpr = table.dtype.element_ty
+    program = tl.program_id(0)
+    columns, inside = _columns(program, D, COLS)
+    slots = tl.arange(0, SLOTS)
+    there = slots < S
+    tile = _read(table, slots, columns, D, 1, there[:, None] & inside[None, :], ACC)
+    inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
+    mass = tl.zeros([LINES, SLOTS], dtype=ACC)
+    live = tl.zeros([LINES], dtype=ACC)
+    impurity = tl.zeros([LINES], dtype=ACC)
     width = S + 2
-
-    features = tl.arange(0, 2)
-    totals = tl.zeros([PARTS, 2], dtype=ACC)
     first = 0
-    while first < parts:
-        part = first + tl.arange(0, PARTS)
-        mask = (part < parts)[:, None] & (features < 2)[None, :]
-        totals += _read(sums + S, part, features, width, 1, mask, ACC)
-        first += PARTS
-    totals_of = tl.sum(totals, axis=0)
-    impurities = tl.sum(tl.where(features == 0, totals_of, 0.0), axis=0)
-    live = tl.sum(tl.where(features == 1, totals_of, 0.0), axis=0)
-    live_or_one = tl.where(live == 0, 1.0, live)
-
-    inverse = tl.load(feature_coef + D + columns, mask=inside, other=0.0).to(ACC)
-    projection = tl.zeros([COLS], dtype=ACC)  # sums of A P, F, F P and A F
-    slopes = tl.zeros([COLS], dtype=ACC)
-    slope_shares = tl.zeros([COLS], dtype=ACC)
-    slope_pulls = tl.zeros([COLS], dtype=ACC)
-    divergence = tl.zeros([SLOTS], dtype=ACC)
-    start = 0
-    while start < S:
-        slots = start + tl.arange(0, SLOTS)
-        # Read before they are wanted, so that they are on their way meanwhile.
-        here = (slots < S)[:, None] & inside[None, :]
-        P = _read(table, slots, columns, D, 1, here, ACC) * inverse[None, :]
-        if SLOPE:
-            F = _read(slope, slots, columns, D, 1, here, ACC)
-        q_parts = tl.zeros([PARTS, SLOTS], dtype=ACC)
-        first = 0
-        while first < parts:
-            part = first + tl.arange(0, PARTS)
-            mask = (part < parts)[:, None] & (slots < S)[None, :]
-            q_parts += _read(sums, part, slots, width, 1, mask, ACC)
-            first += PARTS
-        q = tl.sum(q_parts, axis=0) / live_or_one
-        pi = tl.load(prior + slots, mask=slots < S, other=0.0).to(ACC)
-        if REVERSE:
-            p, denominator = q, pi
-        else:
-            p, denominator = pi, q
-        denominator = tl.where(denominator < 1e-8, 1e-8, denominator)
-        # In float64, because the fast float32 logarithm has no correct digit for a ratio near 1.
-        ratio = tl.where(p == 0, 1.0, p / denominator)
-        logarithm = tl.log(ratio.to(tl.float64)).to(ACC)
-        divergence += tl.where(p == 0, 0.0, p * logarithm)
-        if REVERSE:
-            A = tl.where(q == 0, 0.0, logarithm)
-        else:
-            A = tl.where(q < 1e-8, 0.0, -pi / denominator)
-        if program == 0:
-            tl.store(slot_coef + slots, A, mask=slots < S)
-        projection += tl.sum(A[:, None] * P, axis=0)
-        if SLOPE:
-            slopes += tl.sum(F, axis=0)
-            slope_shares += tl.sum(F * P, axis=0)
-            slope_pulls += tl.sum(A[:, None] * F, axis=0)
-        start += SLOTS
-
+    while first < blocks:
+        lines = first + tl.arange(0, LINES)
+        known = lines < blocks
+        mass += _read(sums + 2, lines, slots, width, 1, known[:, None] & there[None, :], ACC)
+        line = sums + lines.to(tl.int64) * width
+        live += tl.load(line, mask=known, other=0.0).to(ACC)
+        impurity += tl.load(line + 1, mask=known, other=0.0).to(ACC)
+        first += LINES
+    features = tl.sum(live, axis=0)
+    A, divergence = _class_terms(
+        tl.sum(mass, axis=0), features, slots, index, weight, prior, N, S, PRIOR, PRESENT
+    )
+    projection = tl.sum(A[:, None] * (tile * inverse[None, :]), axis=0)
     # A may be NaN, which a dead feature has nothing to do with.
-    dead = inverse == 0
-    projection = tl.where(dead, 0.0, projection)
-    squares = tl.load(feature_coef + 2 * D + columns, mask=inside, other=0.0).to(ACC)
-    of_gini = tl.where(dead, 0.0, squares * slopes - slope_shares)
-    of_kl = tl.where(dead, 0.0, slope_pulls - projection * slopes)
-    tl.store(feature_coef + columns, inverse / live_or_one, mask=inside)
-    tl.store(feature_coef + 3 * D + columns, projection, mask=inside)
-    tl.store(feature_coef + 4 * D + columns, of_gini, mask=inside)
-    tl.store(feature_coef + 5 * D + columns, of_kl, mask=inside)
+    projection = tl.where(inverse == 0, 0.0, projection)
+    tl.store(coef + 3 * D + columns, projection, mask=inside)
     if program == 0:
-        gini_value = impurities / live_or_one
-        kl_value = tl.sum(divergence, axis=0)
-        if ABSENT:
-            kl_value += tl.load(absent).to(ACC)
-        kl_value = tl.where(live == 0, 0.0, tl.where(kl_value < 0, 0.0, kl_value))
-        tl.store(gini, gini_value)
-        tl.store(kl, kl_value)
-        gini_value *= _number(gini_weight, gini_rest, ACC)
-        kl_value *= _number(kl_weight, kl_rest, ACC)
-        tl.store(penalty, gini_value + kl_value)
+        tl.store(coef + 4 * D + slots, A, mask=there)
+        _store_scalars(
+            features, tl.sum(impurity, axis=0), tl.sum(divergence, axis=0), absent, weight,
+            penalty, gini, kl, N, S, D, gini_weight, gini_rest, kl_weight, kl_rest,
+            PRIOR and PRESENT, ACC,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["N", "S"])
+def slot_terms_kernel(
+    table, index, weight, prior, coef, lines, N, S, D,
+    PRIOR: tl.constexpr, PRESENT: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """A of SLOTS slots, from their rows of H; then, while these are in cache, their part of the
+    projection: lines [blocks, D]. Their parts of kl follow, [blocks]."""
+    ACC: tl.constexpr = table.dtype.element_ty
+    block = tl.program_id(0)
+    slots = block * SLOTS + tl.arange(0, SLOTS)
+    there = slots < S
+    mass = tl.zeros([SLOTS, COLS], dtype=ACC)
+    live = tl.zeros([COLS], dtype=ACC)
+    first = block * 0
+    while first * COLS < D:
+        columns, inside = _columns(first, D, COLS)
+        inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
+        mask = there[:, None] & inside[None, :]
+        mass += _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
+        live += tl.where(inverse == 0, 0.0, 1.0)
+        first += 1
+    A, divergence = _class_terms(
+        tl.sum(mass, axis=1), tl.sum(live, axis=0), slots, index, weight, prior, N, S,
+        PRIOR, PRESENT,
+    )  # fmt: skip
+    tl.store(coef + 4 * D + slots, A, mask=there)
+    tl.store(lines + tl.num_programs(0).to(tl.int64) * D + block, tl.sum(divergence, axis=0))
+    first = block * 0
+    while first * COLS < D:
+        columns, inside = _columns(first, D, COLS)
+        inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
+        mask = there[:, None] & inside[None, :]
+        P = _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
+        projection = tl.where(inverse == 0, 0.0, tl.sum(A[:, None] * P, axis=0))
+        tl.store(lines + block.to(tl.int64) * D + columns, projection, mask=inside)
+        first += 1
+
+
+@triton.jit(do_not_specialize=["N", "S", "blocks", "slot_blocks", *_WEIGHTS])
+def finish_kernel(
+    absent, weight, coef, sums, lines, penalty, gini, kl, N, S, D, blocks, slot_blocks,
+    gini_weight, gini_rest, kl_weight, kl_rest,
+    ABSENT: tl.constexpr, LINES: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The projection of COLS columns from its parts, and the scalars."""
+    ACC: tl.constexpr = coef.dtype.element_ty
+    program = tl.program_id(0)
+    columns, inside = _columns(program, D, COLS)
+    value = tl.zeros([LINES, COLS], dtype=ACC)
+    first = 0
+    while first < slot_blocks:
+        line = first + tl.arange(0, LINES)
+        mask = (line < slot_blocks)[:, None] & inside[None, :]
+        value += _read(lines, line, columns, D, 1, mask, ACC)
+        first += LINES
+    tl.store(coef + 3 * D + columns, tl.sum(value, axis=0), mask=inside)
+    if program == 0:
+        live = tl.zeros([LINES], dtype=ACC)
+        impurity = tl.zeros([LINES], dtype=ACC)
+        divergence = tl.zeros([LINES], dtype=ACC)
+        first = 0
+        while (first < blocks) | (first < slot_blocks):
+            line = first + tl.arange(0, LINES)
+            known = line < blocks
+            live += tl.load(sums + 2 * line, mask=known, other=0.0).to(ACC)
+            impurity += tl.load(sums + 2 * line + 1, mask=known, other=0.0).to(ACC)
+            part = lines + slot_blocks.to(tl.int64) * D + line
+            divergence += tl.load(part, mask=line < slot_blocks, other=0.0).to(ACC)
+            first += LINES
+        _store_scalars(
+            tl.sum(live, axis=0), tl.sum(impurity, axis=0), tl.sum(divergence, axis=0), absent,
+            weight, penalty, gini, kl, N, S, D, gini_weight, gini_rest, kl_weight, kl_rest,
+            ABSENT, ACC,
+        )  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from discfused import backends
-from discfused.backends.contract import Labels, Pull, accumulation_dtype
+from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
 
 def warmup(
@@ -14,10 +14,8 @@ def warmup(
     num_classes: int = 1000,
     device: torch.device | str = "cuda",
     *,
-    activation: str = "relu",
-    center: bool = True,
-    kl_direction: str = "forward",
-    weight: bool = False,
+    activation: str = "abs",
+    impurity: str = "gini",
     sample_weight: bool = False,
 ) -> None:
     """Compile the kernels of the Triton backend before training, for features of these shapes.
@@ -33,34 +31,22 @@ def warmup(
         dtypes: of the features.
         num_classes: C.
         device: where to compile and run.
-        activation, center, kl_direction: as in `disc_terms`.
-        weight, sample_weight: whether there will be class weights and sample weights.
+        activation, impurity: as in `disc_terms`.
+        sample_weight: whether there will be sample weights.
 
     Raises:
         RuntimeError: the Triton backend cannot run on such a device.
     """
     device = torch.device(device)
     backend = backends.get(backends.resolve(device.type, "triton"))
+    act, measure = ACTIVATIONS.index(activation), IMPURITIES.index(impurity)
     for N, D in shapes:
+        target = torch.randint(0, num_classes, (N,), device=device)
         for dtype in dtypes:
             acc = accumulation_dtype(dtype)
-            labels = Labels(
-                torch.randint(0, num_classes, (N,), device=device),
-                torch.ones(num_classes, dtype=acc, device=device) if weight else None,
-                torch.ones(N, dtype=acc, device=device) if sample_weight else None,
-                num_classes,
-                -100,
-            )
+            weights = torch.ones(N, dtype=acc, device=device) if sample_weight else None
             features = torch.randn(N, D, device=device).to(dtype)
-            slots = min(N, num_classes)
-            slope = center and backend.keeps_slope(features, num_classes)
-            members = backend.members(labels, slots, features, activation)
-            for keep in sorted({False, slope}):  # evaluation keeps none, the last is for gradient
-                histogram = backend.histogram(features, members, activation, center, slope=keep)
-                terms = backend.terms(
-                    histogram, members.share, None, kl_direction == "reverse", 1e-6, 1.0, 1.0
-                )
+            rows = backend.rows(target, weights, num_classes, -100, acc)
+            *_, kept = backend.terms(features, rows, num_classes, None, act, measure, 1.0, 1.0)
             one = torch.ones((), dtype=acc, device=device)
-            pull = Pull(terms.feature_coef, terms.slot_coef, one, one, 1.0, 1.0, slope)
-            mean, table = histogram[:2]
-            backend.gradient(features, members, mean, table, activation, pull)
+            backend.gradient(features, rows, kept, one, None, None, act, 1.0, 1.0)

@@ -3,8 +3,11 @@
 | name | from | to learn from | to test on |
 |---|---|---|---|
 | caltech101 | torchvision | 30 images of each class, by the committed split file | up to 50 |
-| cifar100 | torchvision | its training images | its test images |
+| cifar100, cifar10, fashionmnist | torchvision | its training images | its test images |
 | digits | scikit-learn, bundled | `train_per_class` of each digit, chosen by the seed | the rest |
+| digit-pairs | two of these side by side: 100 classes | `train_per_class` of each | 20 of each |
+
+`validation` images of those to learn from can be held out, to choose an epoch by.
 """
 
 import signal
@@ -24,11 +27,20 @@ from discfused.recipes.sampler import Batches
 
 BACKGROUND = "BACKGROUND_Google"
 CACHE_BYTES = 2 << 30  # images are kept in memory if all of a part take no more
+BUNDLED = ("digits", "digit-pairs")  # train_per_class says how they are split
 DIGITS_PER_CLASS = 100  # to learn from, when train_per_class is null: each digit has 174 or more
+PAIRS_PER_CLASS = 4, 20  # to learn from, likewise, and to test on
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, what pretrained nets expect
 LAYOUT = {
     "caltech101": "caltech101/101_ObjectCategories/accordion/image_0001.jpg and so on",
     "cifar100": "cifar-100-python/train, cifar-100-python/test and cifar-100-python/meta",
+    "cifar10": "cifar-10-batches-py/data_batch_1 and so on",
+    "fashionmnist": "FashionMNIST/raw/train-images-idx3-ubyte and so on",
+}
+OF_TORCHVISION = {
+    "cifar100": datasets.CIFAR100,
+    "cifar10": datasets.CIFAR10,
+    "fashionmnist": datasets.FashionMNIST,
 }
 
 
@@ -94,25 +106,33 @@ class _Files(NamedTuple):
 
 class Parts(NamedTuple):
     train: Images
+    validation: Images | None
     test: Images
     classes: Sequence[str]
 
 
 def load(options: Data, seed: int) -> Parts:
     """Raises FileNotFoundError, with the layout that is expected, where the files are not there."""
-    read = {"caltech101": _caltech101, "cifar100": _cifar100, "digits": _digits}[options.name]
-    classes, (decode_train, train_labels), (decode_test, test_labels) = read(options, seed)
-    if options.train_per_class is not None and options.name != "digits":
-        chosen = _choose(train_labels, options.train_per_class, seed)[0]
-        decode_train, train_labels = _Chosen(decode_train, chosen), train_labels[chosen]
+    own = {"caltech101": _caltech101, "digits": _digits, "digit-pairs": _digit_pairs}
+    read = own.get(options.name, _arrays)
+    classes, (decode_train, train_labels), test = read(options, seed)
 
-    def images(decode, labels: Tensor, augment: str) -> Images:
-        transform = _transform(augment, options.image_size)
-        return Images(decode, labels, transform, seed, options.cache)
+    def images(part: tuple[Callable[[int], Tensor], Tensor], augment: str) -> Images:
+        transform = _transform(augment, options.image_size, options.normalize)
+        return Images(*part, transform, seed, options.cache)
 
+    def chosen(indices: Tensor) -> tuple[Callable[[int], Tensor], Tensor]:
+        return _Chosen(decode_train, indices), train_labels[indices]
+
+    learned, held_out = torch.arange(len(train_labels)), None
+    if options.validation is not None:
+        held_out, learned = _hold_out(len(learned), options.validation, options.validation_seed)
+    if options.train_per_class is not None and options.name not in BUNDLED:
+        learned = learned[_choose(train_labels[learned], options.train_per_class, seed)[0]]
     return Parts(
-        images(decode_train, train_labels, options.augment),
-        images(decode_test, test_labels, "none"),
+        images(chosen(learned), options.augment),
+        None if held_out is None else images(chosen(held_out), "none"),
+        images(test, "none"),
         classes,
     )
 
@@ -140,7 +160,7 @@ def in_order(images: Images, batch_size: int) -> list[list[tuple[int, int]]]:
     ]
 
 
-def _transform(augment: str, size: int) -> Callable[[Tensor], Tensor]:
+def _transform(augment: str, size: int, normalize: bool) -> Callable[[Tensor], Tensor]:
     geometry = {
         "none": [transforms.CenterCrop(size)],
         "crop": [transforms.RandomCrop(size, padding=size // 8)],
@@ -153,9 +173,19 @@ def _transform(augment: str, size: int) -> Callable[[Tensor], Tensor]:
             transforms.RandomHorizontalFlip(),
         ],
     }[augment]
-    return transforms.Compose(
-        [*geometry, transforms.ToDtype(torch.float32, scale=True), transforms.Normalize(MEAN, STD)]
-    )
+    numbers = [transforms.ToDtype(torch.float32, scale=True)]
+    if normalize:
+        numbers.append(transforms.Normalize(MEAN, STD))
+    return transforms.Compose([*geometry, *numbers])
+
+
+def _hold_out(images: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(held out, rest): indices in order."""
+    if count >= images:
+        raise ValueError(f"data.validation is {count}, expected fewer than the {images} images to "
+                         "learn from")  # fmt: skip
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values, order[count:].sort().values
 
 
 def _choose(labels: Tensor, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -170,27 +200,52 @@ def _choose(labels: Tensor, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat(chosen).sort().values, torch.cat(rest).sort().values
 
 
-def _digits(options: Data, seed: int):
+def _gray_digits() -> tuple[Tensor, Tensor]:
+    """[1797, 1, 8, 8] uint8, and which digits they are."""
     from sklearn.datasets import load_digits
 
     pixels, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-    gray = (pixels.view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
-    images = gray.repeat_interleave(max(1, options.image_size // 8), 2).repeat_interleave(
-        max(1, options.image_size // 8), 3
-    )
-    images = images.expand(-1, 3, -1, -1)
+    return (pixels.view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8), labels
+
+
+def _digits(options: Data, seed: int):
+    gray, labels = _gray_digits()
+    larger = max(1, options.image_size // 8)
+    images = gray.repeat_interleave(larger, 2).repeat_interleave(larger, 3).expand(-1, 3, -1, -1)
     parts = _choose(labels, options.train_per_class or DIGITS_PER_CLASS, seed)
     return [str(digit) for digit in range(10)], *(
         (images[part].__getitem__, labels[part]) for part in parts
     )
 
 
-def _cifar100(options: Data, seed: int):
-    parts = [_get(options, datasets.CIFAR100, train=train) for train in (True, False)]
+def _digit_pairs(options: Data, seed: int):
+    """The two parts are made of different digits; a digit may be in several pairs of its part."""
+    gray, digits = _gray_digits()
+    generator = torch.Generator().manual_seed(seed)
+    counts = options.train_per_class or PAIRS_PER_CLASS[0], PAIRS_PER_CLASS[1]
+    parts = []
+    for part, count in zip(_choose(digits, DIGITS_PER_CLASS, seed), counts, strict=True):
+        labels = torch.arange(100).repeat_interleave(count)
+        sides = []
+        for wanted in (labels // 10, labels % 10):
+            order = part[torch.rand(len(labels), len(part), generator=generator).argsort(1)]
+            first = (digits[order] == wanted[:, None]).int().argmax(1, keepdim=True)
+            sides.append(gray[order.gather(1, first).squeeze(1)])
+        images = torch.cat(sides, 3).expand(-1, 3, -1, -1)
+        parts.append((images.__getitem__, labels))
+    return [f"{pair:02}" for pair in range(100)], *parts
+
+
+def _arrays(options: Data, seed: int):
+    """What torchvision holds as one array."""
+    source = OF_TORCHVISION[options.name]
+    parts = [_get(options, source, train=train) for train in (True, False)]
 
     def decoder(part) -> tuple[Callable[[int], Tensor], Tensor]:
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
-        return images.__getitem__, torch.tensor(part.targets)
+        images = torch.as_tensor(part.data)
+        if images.dim() == 3:  # gray
+            images = images.unsqueeze(-1).expand(-1, -1, -1, 3)
+        return images.permute(0, 3, 1, 2).__getitem__, torch.as_tensor(part.targets)
 
     return parts[0].classes, *map(decoder, parts)
 

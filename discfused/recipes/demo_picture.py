@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from discfused.recipes.demo_data import CLASSES, FEATURES, Measured
+from discfused.recipes.demo_data import CLASSES, Measured
 
 NAMES = {
     "untrained": "before training",
@@ -21,12 +21,13 @@ BARS = {"ce": "tab:blue", "ce+gini+kl": "tab:orange"}
 
 def draw(shown: dict[str, Measured], digits: Tensor, path: Path) -> None:
     """`digits`: labels of the images that `shown` was measured on."""
+    features = shown["untrained"].histogram.shape[1]
     figure, axes = plt.subplots(
         len(NAMES) + 1, 1, figsize=(9, 8.5), layout="constrained", height_ratios=[3, 3, 3, 2.2]
     )
     figure.get_layout_engine().set(h_pad=0.08)
     figure.suptitle(
-        f"For which handwritten digit does each of the network's {FEATURES} features fire?",
+        f"For which handwritten digit does each of the network's {features} features fire?",
         fontsize=14, weight="bold",
     )  # fmt: skip
     maps = axes[: len(NAMES)]
@@ -39,9 +40,7 @@ def draw(shown: dict[str, Measured], digits: Tensor, path: Path) -> None:
     )
     bar = figure.colorbar(image, ax=maps, fraction=0.03, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels(["0", "25%", "50%", "75%", "100%"])
-    bar.set_label(
-        f"share of a feature's activation above its mean\n({len(digits):,} test images, seed 0)"
-    )
+    bar.set_label(f"share of a feature's mean activations\n({len(digits):,} test images, seed 0)")
     _shares(axes[-1], shown, digits)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -50,7 +49,7 @@ def draw(shown: dict[str, Measured], digits: Tensor, path: Path) -> None:
 def favourites(histogram: Tensor) -> tuple[Tensor, Tensor]:
     """P [C, L] with the features ordered by the class they fire for most, and that class [L]."""
     P = histogram / histogram.sum(0)
-    P = P[:, P.isfinite().all(0)]  # a training that diverged leaves NaN behind
+    P = P[:, P.isfinite().all(0)]  # not of dead features, and not of a training that diverged
     strength, favourite = P.max(0)
     order = (favourite - strength).argsort()  # within a class the purest first
     return P[:, order], favourite[order]

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from discfused import FeatureTap, _inputs, disc_terms, reference
-from discfused.backends.contract import Settings, dead_threshold
+from discfused import FeatureTap, _inputs, class_histogram, disc_terms
 from discfused.recipes.options import Loss
 
 
@@ -30,8 +29,7 @@ def evaluate(
         for images, target in batches:
             logits.append(model(images.to(device)).float())
             targets.append(target.to(device))
-            layers = _inputs.layers(tap.take())
-            features.append([_inputs.features(x, loss.feature_dim).float() for x in layers])
+            features.append(pooled(tap.take(), loss))
     model.train(was_training)
 
     logits, target = torch.cat(logits), torch.cat(targets)
@@ -54,19 +52,21 @@ def evaluate(
 
 def term_options(loss: Loss) -> dict[str, object]:
     """What `disc_terms` takes, feature_dim aside."""
-    names = ("activation", "center", "prior", "kl_direction", "backend")
+    names = ("activation", "impurity", "prior", "backend")
     return {name: getattr(loss, name) for name in names}
 
 
-@torch.no_grad()
+def pooled(features: Tensor | list[Tensor], loss: Loss) -> list[Tensor]:
+    """[N, D] of each tapped layer, as the terms see it."""
+    layers = _inputs.layers(features, loss.feature_dim, loss.activation)
+    return [x.detach().float() for x in layers]
+
+
 def live_share(layers: list[Tensor], target: Tensor, num_classes: int, loss: Loss) -> Tensor:
-    """The share of the features [N, D] that are live, as `disc_terms` counts them."""
-    reverse = loss.kl_direction == "reverse"
-    settings = Settings(loss.activation, loss.center, reverse, _inputs.Options.eps)
-    m = F.one_hot(target, num_classes).float()
-    shares = []
-    for x in layers:
-        table, magnitude = reference.histogram(x, m, loss.activation, loss.center)
-        live = table.sum(0) > dead_threshold(settings) * magnitude
-        shares.append(live.float().mean())
+    """The share of the features [N, D] that fire at all."""
+    options = {"activation": loss.activation, "backend": loss.backend}
+    shares = [
+        (class_histogram(x, target, num_classes, **options).sum(0) > 0).float().mean()
+        for x in layers
+    ]
     return torch.stack(shares).mean()

@@ -1,13 +1,15 @@
 """The networks of the paper: images [N, 3, H, W] -> logits [N, C].
 
-Every one ends in an nn.Linear, whose input FeatureTap takes by default. `width` shrinks all layers,
-for tests and for machines without a GPU.
+Every one ends in an nn.Linear, whose input FeatureTap takes by default; dropout is part of that
+layer, so what is tapped comes before it, as in the paper. `width` shrinks all layers, for tests and
+for machines without a GPU.
 
 resnet17: the abstract names it without defining it. Ours is ResNet-18 with one convolution fewer:
 the last residual block has one convolution instead of two. Counted as the original counts
 (convolutions outside the shortcuts, and the linear layer), that makes 17.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from discfused.recipes._torchvision import models
@@ -44,6 +46,9 @@ def _resnet(options: Model, num_classes: int, small: bool) -> nn.Module:
         model.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
+    if options.dropout:
+        model.fc = _DropoutLinear(model.fc.in_features, num_classes)
+        model.fc.dropout = options.dropout
     last = model.layer4[-1]
     if options.name == "resnet17":
         model.layer4[-1] = last = _OneConvolution(last)
@@ -75,6 +80,15 @@ class _Narrow(models.ResNet):
         if planes == 64:  # the first
             self.inplanes = self._channels(64)
         return super()._make_layer(block, self._channels(planes), *arguments, **keywords)
+
+
+class _DropoutLinear(nn.Linear):
+    """The last layer, with dropout of its input."""
+
+    dropout: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, self.dropout, self.training))
 
 
 class _OneConvolution(nn.Module):

@@ -15,10 +15,10 @@ def optimizer(model: nn.Module, train: Train) -> Optimizer:
     if train.optimizer == "adamw":
         return AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
     return SGD(model.parameters(), lr=train.lr, momentum=train.momentum,
-               weight_decay=train.weight_decay, nesterov=train.momentum > 0)  # fmt: skip
+               weight_decay=train.weight_decay)  # fmt: skip
 
 
-def schedule(optimizer: Optimizer, train: Train, steps: int) -> LRScheduler:
+def schedule(optimizer: Optimizer, train: Train, steps: int, per_epoch: int) -> LRScheduler:
     """One step of it for every step of the optimizer."""
     if train.lr_schedule == "one-cycle":
         if steps < FEWEST_ONE_CYCLE_STEPS:
@@ -36,18 +36,21 @@ def schedule(optimizer: Optimizer, train: Train, steps: int) -> LRScheduler:
             return (step + 1) / warmup
         if train.lr_schedule == "constant":
             return 1.0
+        if train.lr_schedule == "step":
+            return train.lr_factor ** sum(step >= per_epoch * epoch for epoch in train.lr_steps)
         return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
     return LambdaLR(optimizer, share)
 
 
-def term_weights(loss: Loss, step: int, steps: int) -> tuple[float, float]:
-    """(gini_weight, kl_weight) at a step: those of the terms that the loss names, by schedule."""
-    share = {
-        "constant": 1.0,
-        "warmup": min(1.0, step / (loss.ramp * steps)) if loss.ramp else 1.0,
-        "second-half": float(2 * step >= steps),
-    }[loss.schedule]
+def term_weights(loss: Loss, step: int, steps: int, per_epoch: int) -> tuple[float, float]:
+    """(gini_weight, kl_weight) at a step: those of the terms that the loss names, once they are on.
+
+    Before `start` both are 0; over the `ramp` they rise."""
+    begin = loss.start * (steps if loss.start < 1 else per_epoch)
+    share = float(step >= begin)
+    if loss.ramp:
+        share = min(1.0, max(0.0, step - begin) / (loss.ramp * steps))
     terms = loss.name.split("+")
     return (
         share * loss.gini_weight if "gini" in terms else 0.0,

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-DATASETS = ("caltech101", "cifar100", "digits")
+from discfused._definitions import ACTIVATIONS, IMPURITIES
+
+DATASETS = ("caltech101", "cifar100", "cifar10", "fashionmnist", "digits", "digit-pairs")
 MODELS = ("resnet17", "resnet18", "resnet50", "cvt13")
 LOSSES = ("ce", "ce+gini", "ce+kl", "ce+gini+kl")
 AUGMENTATIONS = ("none", "crop", "crop+flip", "resized-crop+flip")
@@ -23,23 +25,28 @@ CHOICES = {
     "model.name": MODELS,
     "model.stem": ("auto", "small", "large"),
     "loss.name": LOSSES,
-    "loss.schedule": ("constant", "warmup", "second-half"),
+    "loss.activation": ACTIVATIONS,
+    "loss.impurity": IMPURITIES,
+    "loss.prior": ("batch", "uniform"),
     "loss.capture": ("output", "input"),
     "train.optimizer": ("sgd", "adamw"),
-    "train.lr_schedule": ("constant", "cosine", "one-cycle"),
+    "train.lr_schedule": ("constant", "cosine", "one-cycle", "step"),
+    "train.select": ("last", "best"),
     "train.precision": ("32-true", "16-mixed", "bf16-mixed"),
     "train.accelerator": ("auto", "cpu", "gpu", "mps"),
 }
 # Lowest values that make sense (None is checked by type).
 AT_LEAST = {
-    "data.train_per_class": 1, "data.resize": 1, "data.image_size": 1, "data.samples_per_class": 1,
-    "data.workers": 0, "loss.gini_weight": 0, "loss.kl_weight": 0, "loss.label_smoothing": 0,
-    "loss.ramp": 0, "train.epochs": 1, "train.max_steps": 1, "train.batch_size": 2, "train.lr": 0,
-    "train.weight_decay": 0, "train.momentum": 0, "train.lr_warmup": 0, "train.clip": 0,
-    "train.ema": 0, "train.log_every": 1, "train.eval_every": 0, "train.save_every": 1, "seed": 0,
+    "data.validation": 1, "data.validation_seed": 0, "data.train_per_class": 1, "data.resize": 1,
+    "data.image_size": 1, "data.samples_per_class": 1, "data.workers": 0, "model.dropout": 0,
+    "loss.gini_weight": 0, "loss.kl_weight": 0, "loss.start": 0, "loss.ramp": 0,
+    "loss.label_smoothing": 0, "train.epochs": 1, "train.max_steps": 1, "train.batch_size": 2,
+    "train.lr": 0, "train.weight_decay": 0, "train.momentum": 0, "train.lr_warmup": 0,
+    "train.lr_factor": 0, "train.clip": 0, "train.ema": 0, "train.log_every": 1,
+    "train.eval_every": 0, "train.save_every": 1, "seed": 0,
 }  # fmt: skip
-AT_MOST = {"loss.label_smoothing": 1, "loss.ramp": 1, "train.lr_warmup": 1, "train.momentum": 1,
-           "train.ema": 1, "model.width": 4}  # fmt: skip
+AT_MOST = {"model.width": 4, "model.dropout": 0.99, "loss.label_smoothing": 1, "loss.ramp": 1,
+           "train.lr_warmup": 1, "train.momentum": 1, "train.ema": 1}  # fmt: skip
 
 
 def no_effect(**keywords) -> typing.Any:
@@ -50,14 +57,17 @@ def no_effect(**keywords) -> typing.Any:
 @dataclass(frozen=True)
 class Data:
     name: str
-    root: str | None = no_effect()  # folder that holds caltech101/ or cifar-100-python/
+    root: str | None = no_effect()  # folder that holds caltech101/, cifar-100-python/ ...
     download: bool = no_effect()  # into root, if it is not there
     split: str | None  # caltech101: another split file than the committed one
     background: bool  # caltech101: BACKGROUND_Google is a class, too
+    validation: int | None  # so many training images are held out, not learned from
+    validation_seed: int  # decides which: the same for every seed of a run
     train_per_class: int | None  # learn from so many of each class, chosen by the seed; null: all
     resize: int  # caltech101: shorter side in pixels before cropping; what is kept in memory
     image_size: int  # pixels a side that the model sees
     augment: str
+    normalize: bool  # by the mean and standard deviation of ImageNet; false: numbers from 0 to 1
     samples_per_class: int | None  # class-balanced batches of so many of each class; null: shuffled
     cache: bool | None = no_effect()  # images decoded once and kept; null: if they take < 2 GiB
     workers: int = no_effect()  # processes that prepare batches
@@ -68,6 +78,7 @@ class Model:
     name: str
     width: float  # of all layers, as a share of the original
     stem: str  # small: 3 x 3 without pooling; large: the original; auto: small up to 32 pixels
+    dropout: float  # ResNets: of the features on their way into the linear layer
     pretrained: bool  # start from the weights that torchvision or the hub offers (a download)
 
 
@@ -76,15 +87,14 @@ class Loss:
     name: str
     gini_weight: float
     kl_weight: float
-    schedule: str  # of both weights: constant, warmup (rising from 0), second-half (0 before)
-    ramp: float  # warmup: the share of the training over which the weights rise
-    layers: list[str] | None  # names of the layers to tap; null: the input of the last nn.Linear
+    start: float  # of the terms: below 1 a share of the training, from 1 on so many epochs
+    ramp: float  # the share of the training over which the weights then rise; 0: at once
+    layers: list[str] | None  # names of the layers to tap; null: what feeds the last linear layer
     capture: str  # output or input of these layers
     feature_dim: int  # which dimension of what they give counts features
     activation: str
-    center: bool
+    impurity: str
     prior: str
-    kl_direction: str
     label_smoothing: float  # of cross-entropy
     backend: str | None = no_effect()
 
@@ -100,12 +110,15 @@ class Train:
     weight_decay: float
     lr_schedule: str
     lr_warmup: float  # cosine, one-cycle: share of the steps over which the rate rises
+    lr_steps: list[int] | None  # step: the epochs at which the rate is multiplied by lr_factor
+    lr_factor: float
     clip: float | None  # largest norm of the gradient
     ema: float | None  # decay of the average of the weights that is tested; null: the weights
+    select: str  # test the network of the last epoch, or of the best on the held-out images
     precision: str
     accelerator: str = no_effect()
     log_every: int = no_effect()  # steps
-    eval_every: int = no_effect()  # epochs; 0: at the end only
+    eval_every: int  # epochs, on the held-out images or those to test on; 0: at the end only
     save_every: int = no_effect()  # steps
 
 
@@ -126,6 +139,15 @@ class Options:
                              f"train.batch_size, which is {batch}")  # fmt: skip
         if self.model.width <= 0:
             raise ValueError(f"model.width is {self.model.width}, expected a number above 0")
+        if self.loss.start >= 1 and self.loss.start % 1:
+            raise ValueError(f"loss.start is {self.loss.start}, expected a share of the training "
+                             "below 1, or a whole number of epochs")  # fmt: skip
+        if self.train.lr_schedule == "step" and self.train.lr_steps is None:
+            raise ValueError("train.lr_steps is null, expected a list of epochs for the "
+                             "train.lr_schedule step")  # fmt: skip
+        if self.train.select == "best" and not (self.data.validation and self.train.eval_every):
+            raise ValueError("train.select is best, expected data.validation images to tell by, "
+                             "and a train.eval_every above 0")  # fmt: skip
 
 
 def read(path: Path) -> dict:
@@ -179,6 +201,8 @@ def identity(options: Options) -> dict[str, object]:
             if option.metadata.get("no_effect"):
                 del values[f"{section}.{option.name}"]
     del values["seed"]
+    if options.train.select == "last":  # then it is looked at, and nothing else
+        del values["train.eval_every"]
     terms = options.loss.name.split("+")
     unused = {term: f"loss.{term}_weight" for term in ("gini", "kl") if term not in terms}.values()
     if terms == ["ce"]:  # it trains the same whatever is tapped
@@ -217,7 +241,8 @@ def _typed(name: str, value: object, hint: object) -> object:
             except ValueError:
                 continue
         if typing.get_origin(kind) is list:
-            if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            of = kind.__args__[0]
+            if isinstance(value, list) and value and all(type(item) is of for item in value):
                 return value
         elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value

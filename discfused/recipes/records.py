@@ -2,8 +2,9 @@
 
 recipe.yaml     every option                    environment.json  versions, commit, device
 train.csv       losses and terms on batches     test.csv          on the test images
-tensorboard/    the same, for TensorBoard       checkpoint.pt     to go on from, while it runs
-weights.pt      state_dict of the network       result.jsonl      the result, one line
+validation.csv  on held-out images, if any      tensorboard/      the same, for TensorBoard
+checkpoint.pt   to go on from, while it runs    weights.pt        state_dict of the network tested
+result.jsonl    the result, one line
 """
 
 import contextlib
@@ -29,9 +30,11 @@ from discfused.recipes._files import write_atomically
 from discfused.recipes.options import Options, identity
 
 PACKAGES = ("torchvision", "lightning", "transformers", "torchmetrics")
+ON_IMAGES = ["accuracy", "class_accuracy", "ce", "gini", "kl", "live"]
 COLUMNS = {
     "train": ["lr", "gini_weight", "kl_weight", "ce", "gini", "kl", "live", "accuracy"],
-    "test": ["accuracy", "class_accuracy", "ce", "gini", "kl", "live"],
+    "validation": ON_IMAGES,
+    "test": ON_IMAGES,
 }
 RESULT, CHECKPOINT, WEIGHTS = "result.jsonl", "checkpoint.pt", "weights.pt"
 
@@ -86,6 +89,22 @@ def same_run(stored: dict, options: Options, folder: Path) -> None:
     if changed:
         raise OtherRun(f"{folder} holds a run with other options ({'; '.join(changed)}): pass the "
                        "same ones to go on with it, or another --out")  # fmt: skip
+
+
+def checkpoint(folder: Path, options: Options, processes: int) -> dict | OtherRun | None:
+    """What a run left to go on from, if it did; or why it is none of this run."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        same_run(state["options"], options, folder)
+    except OtherRun as error:
+        return error
+    if state["processes"] != processes:
+        return OtherRun(f"{folder} was begun by {state['processes']} processes, expected as many, "
+                        f"not {processes}")  # fmt: skip
+    return state
 
 
 def describe(options: Options, folder: Path, device: torch.device, world_size: int) -> None:

@@ -165,6 +165,8 @@ def _baseline(options: dict[str, object]) -> dict[str, object]:
     """The options of the cross-entropy runs that a cell is compared with."""
     kept = {name: value for name, value in options.items()
             if not name.startswith("loss.") or name in OF_CROSS_ENTROPY}  # fmt: skip
+    if options["loss.name"] == "ce":  # label smoothing is a rival of the terms
+        kept["loss.label_smoothing"] = 0.0
     return kept | {"loss.name": "ce"}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from discfused import FeatureTap, FusedDiscLoss, _inputs
+from discfused import FeatureTap, FusedDiscLoss
 from discfused.recipes import data, evaluate, interrupt, models, optimization, records
 from discfused.recipes._files import write_atomically
 from discfused.recipes.options import Options, identity
@@ -115,7 +115,9 @@ class Training:
         # The bare network: hooks, state_dict and tests are its own, whatever wraps it.
         self.network = models.build(options.model, self.num_classes, options.data.image_size)
         self.optimizer = optimization.optimizer(self.network, options.train)
-        self.schedule = optimization.schedule(self.optimizer, options.train, self.steps)
+        self.schedule = optimization.schedule(
+            self.optimizer, options.train, self.steps, self.per_epoch
+        )
         self.model, self.stepper = fabric.setup(self.network, self.optimizer)
         self.average = None
         if options.train.ema is not None:
@@ -130,16 +132,19 @@ class Training:
             **evaluate.term_options(loss),
         )
         self.step = 0
+        self.best: dict | None = None  # the network that did best on the held-out images so far
         self.seconds = 0.0  # of training, tests and earlier processes of this run included
 
     def run(self) -> dict:
         fabric, train = self.fabric, self.options.train
         self.load()
         start = self.step
-        logs = []
+        logs = {}
         if fabric.is_global_zero:
             records.describe(self.options, self.folder, fabric.device, fabric.world_size)
-            logs = [records.Log(self.folder, part, start) for part in records.COLUMNS]
+            parts = [part for part in records.COLUMNS
+                     if part != "validation" or self.parts.validation is not None]  # fmt: skip
+            logs = {part: records.Log(self.folder, part, start) for part in parts}
         self.batches.start, self.batches.stop = start, self.steps
         loader = data.loader(self.parts.train, self.batches, self.options.data.workers)
         loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
@@ -158,20 +163,20 @@ class Training:
                     bar.update()
                     self.seconds = time.perf_counter() - began
                     if values and logs:
-                        logs[0].write(self.step, values)
+                        logs["train"].write(self.step, values)
                         bar.set_postfix(ce=f"{values['ce']:.3f}", gini=f"{values['gini']:.3f}")
                     done = self.step == self.steps
                     epoch, rest = divmod(self.step, self.per_epoch)
                     due = train.eval_every and not rest and epoch % train.eval_every == 0
-                    if logs and due and not done:
-                        logs[1].write(self.step, self.test())
+                    if logs and (due or done):
+                        self.look(logs, done)
                     if watch.asked or (self.step % train.save_every == 0 and not done):
                         self.save()
                     if watch.asked:
                         raise interrupt.Interrupted(self.step, self.steps)
-            return _agreed(fabric, self.finish(logs[1]) if logs else None)
+            return _agreed(fabric, self.finish(logs["test"]) if logs else None)
         finally:
-            for log in logs:
+            for log in logs.values():
                 log.close()
 
     def train_step(self, images: Tensor, target: Tensor, tap: FeatureTap) -> dict[str, float]:
@@ -180,7 +185,7 @@ class Training:
         # Dropout and the like draw from here: no state to carry over.
         step_of_rank = self.step * fabric.world_size + fabric.global_rank
         torch.manual_seed(options.seed * 1_000_003 + step_of_rank)
-        weights = optimization.term_weights(options.loss, self.step, self.steps)
+        weights = optimization.term_weights(options.loss, self.step, self.steps, self.per_epoch)
         self.criterion.gini_weight, self.criterion.kl_weight = weights
         logits = self.model(images)
         features = tap.take()
@@ -204,8 +209,7 @@ class Training:
             return {}
         terms = {name: term.item() for name, term in self.criterion.terms._asdict().items()}
         self.check_finite(fabric.all_reduce(loss.detach(), reduce_op="mean").item(), terms)
-        layers = [_inputs.features(x.detach(), options.loss.feature_dim).float()
-                  for x in _inputs.layers(features)]  # fmt: skip
+        layers = evaluate.pooled(features, options.loss)
         right = (logits.argmax(1) == target).float().mean().item()
         live = evaluate.live_share(layers, target, self.num_classes, options.loss).item()
         settings = dict(zip(("lr", "gini_weight", "kl_weight"), (rate, *weights), strict=True))
@@ -220,20 +224,32 @@ class Training:
             "train.lr, train.clip, or train.precision bf16-mixed in place of 16-mixed"
         )
 
-    def test(self) -> dict[str, float]:
-        images = self.parts.test
+    def look(self, logs: dict[str, records.Log], done: bool) -> None:
+        """Logs how good the network is by now, on images that it does not learn from."""
+        part = "test" if self.parts.validation is None else "validation"
+        if part == "test" and done:
+            return  # `finish` does that
+        values = self.evaluate(getattr(self.parts, part))
+        logs[part].write(self.step, values)
+        best = self.best is None or values["accuracy"] > self.best["accuracy"]
+        if self.options.train.select == "best" and best:
+            state = {name: tensor.clone() for name, tensor in self.tested().state_dict().items()}
+            self.best = {"accuracy": values["accuracy"], "step": self.step, "state": state}
+
+    def evaluate(self, images: data.Images) -> dict[str, float]:
         keys = data.in_order(images, TEST_BATCH)
         batches = data.loader(images, keys, self.options.data.workers)
-        model = self.tested()
         return evaluate.evaluate(
-            model, batches, self.num_classes, self.options.loss, self.fabric.device
+            self.tested(), batches, self.num_classes, self.options.loss, self.fabric.device
         )
 
     def tested(self) -> nn.Module:
         return self.network if self.average is None else self.average.module
 
     def finish(self, log: records.Log) -> dict | FloatingPointError:
-        result = self.test()
+        if self.best is not None:
+            self.tested().load_state_dict(self.best["state"])
+        result = self.evaluate(self.parts.test)
         log.write(self.step, result)
         if broken := [name for name, value in result.items() if not math.isfinite(value)]:
             return FloatingPointError(
@@ -242,6 +258,9 @@ class Training:
             )
         state = {name: tensor.cpu() for name, tensor in self.tested().state_dict().items()}
         write_atomically(self.folder / records.WEIGHTS, lambda path: torch.save(state, path))
+        if self.best is not None:
+            result |= {"best_epoch": math.ceil(self.best["step"] / self.per_epoch),
+                       "validation_accuracy": self.best["accuracy"]}  # fmt: skip
         result |= {"steps": self.steps, "seconds": round(self.seconds, 2)}
         where = records.environment(self.fabric.device, self.fabric.world_size)
         row = records.write_result(self.folder, self.options, result, where)
@@ -260,31 +279,20 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
+            "best": self.best,
             "average": None if self.average is None else self.average.state_dict(),
         }
         write_atomically(self.folder / records.CHECKPOINT, lambda path: torch.save(state, path))
 
-    def stored(self) -> dict | records.OtherRun | None:
-        """The checkpoint, if there is one; or why it is none of this run."""
-        path = self.folder / records.CHECKPOINT
-        if not path.exists():
-            return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        try:
-            records.same_run(state["options"], self.options, self.folder)
-        except records.OtherRun as error:
-            return error
-        if state["processes"] != self.fabric.world_size:
-            return records.OtherRun(f"{self.folder} was begun by {state['processes']} processes, "
-                                    f"expected as many, not {self.fabric.world_size}")  # fmt: skip
-        return state
-
     def load(self) -> None:
         # Of rank 0's folder, which need not be there on other machines.
-        state = _agreed(self.fabric, self.stored() if self.fabric.is_global_zero else None)
+        state = None
+        if self.fabric.is_global_zero:
+            state = records.checkpoint(self.folder, self.options, self.fabric.world_size)
+        state = _agreed(self.fabric, state)
         if state is None:
             return
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

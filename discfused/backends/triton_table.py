@@ -1,0 +1,147 @@
+"""Triton kernels from features to the table H. Conventions: triton_math; `index` and `weight`:
+triton_rows; symbols: contract."""
+
+import triton
+import triton.language as tl
+
+from discfused.backends.triton_math import _activate, _columns, _divide, _product, _read
+
+
+@triton.jit
+def _piece(piece, index, N, S, R):
+    """slot, and from which place to which, of one piece of the rows in the order of slots.
+
+    A slot is cut, at multiples of R, only if it has more than R rows. Pieces 0 to S are the first
+    ones of every slot (S: of the rows that do not count); each multiple of R may begin another, at
+    most one, whose slot is the one that covers it. So there are S + 1 + N / R pieces of at most R
+    rows, however uneven the classes are, and each finds its rows in two loads.
+    """
+    start = index + 2 * N
+    window = piece.to(tl.int64) - (S + 1)
+    place = window * R
+    follows = window >= 0
+    slot = tl.load(index + N + place, mask=follows, other=0)
+    slot = tl.where(follows, slot, piece)
+    begin = tl.load(start + slot)
+    count = tl.load(start + S + 1 + slot)
+    end = begin + count
+    is_cut = count > R
+    stop = tl.where(is_cut, (begin // R + 1) * R, end)
+    stop = tl.where(follows, place + R, stop)
+    end = tl.where(stop < end, stop, end)
+    # A window that no slot needs has no rows.
+    end = tl.where(follows & (~is_cut | (begin >= place)), place, end)
+    return slot, tl.where(follows, place, begin), end, is_cut
+
+
+@triton.jit
+def _read_places(place, end, index, weight, ROWS: tl.constexpr, ACC: tl.constexpr):
+    """rows at ROWS places, their weights, and which of the places there are"""
+    places = place + tl.arange(0, ROWS)
+    there = places < end
+    rows = tl.load(index + places, mask=there, other=0)
+    return rows, tl.load(weight + places, mask=there, other=0.0).to(ACC), there
+
+
+@triton.jit(do_not_specialize=["N", "S", "R"])
+def table_kernel(
+    x, row_stride, column_stride, index, weight, table, parts, N, S, D, R,
+    ACT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """COLS columns of one piece of the rows: H of a slot that is not cut; else a part of its sum,
+    of the first piece in the table, of the others in parts [N / R, D], for _fold to put together.
+    """
+    ACC: tl.constexpr = weight.dtype.element_ty
+    blocks = tl.cdiv(D, COLS)
+    piece = tl.program_id(0) // blocks
+    columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
+    slot, place, end, is_cut = _piece(piece, index, N, S, R)
+    end = tl.where(slot < S, end, place)  # nothing is read of rows that do not count
+    n = tl.load(weight + N + slot).to(ACC)
+    sums = tl.zeros([COLS], dtype=ACC)
+    # The next rows are on their way while the features of these are.
+    rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
+    while place < end:
+        mask = there[:, None] & inside[None, :]
+        value = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+        weights = w
+        place += ROWS
+        rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
+        sums += tl.sum(weights[:, None] * _activate(value, ACT), axis=0)
+    if piece > S:
+        if is_cut:
+            tl.store(parts + (piece - (S + 1)).to(tl.int64) * D + columns, sums, mask=inside)
+    elif slot < S:
+        sums = _divide(sums, tl.where(is_cut, 1.0, n))
+        tl.store(table + slot * D + columns, sums, mask=inside)
+
+
+@triton.jit
+def _fold(
+    tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES: tl.constexpr
+):
+    """tile [slots, columns] of the table with H of the slots that table_kernel cut, which is
+    written to the table, too. Most tiles have none, all of them together have at most N / R."""
+    ACC: tl.constexpr = table.dtype.element_ty
+    start = index + 2 * N
+    counts = tl.load(start + S + 1 + slots, mask=slots < S, other=0)
+    slot = tl.min(tl.where(counts > R, slots, S), axis=0)
+    while slot < S:
+        begin = tl.load(start + slot)
+        line = begin // R + 1
+        end = (begin + tl.load(start + S + 1 + slot) - 1) // R + 1
+        sums = tl.zeros([LINES, columns.shape[0]], dtype=ACC)
+        while line < end:
+            lines = line + tl.arange(0, LINES)
+            mask = (lines < end)[:, None] & inside[None, :]
+            sums += _read(parts, lines, columns, D, 1, mask, ACC)
+            line += LINES
+        here = (slots == slot)[:, None]
+        value = tl.sum(tl.where(here, tile, 0.0), axis=0) + tl.sum(sums, axis=0)
+        value = _divide(value, tl.load(weight + N + slot).to(ACC))
+        tl.store(table + slot.to(tl.int64) * D + columns, value, mask=inside)
+        tile = tl.where(here, value[None, :], tile)
+        slot = tl.min(tl.where((counts > R) & (slots > slot), slots, S), axis=0)
+    return tile
+
+
+@triton.jit(do_not_specialize=["N", "S", "R"])
+def fold_kernel(
+    table, parts, index, weight, N, S, D, R,
+    SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """The table as it is to be, for those who want it itself; column_terms_kernel folds, too."""
+    ACC: tl.constexpr = table.dtype.element_ty
+    blocks = tl.cdiv(D, COLS)
+    columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
+    slots = tl.program_id(0) // blocks * SLOTS + tl.arange(0, SLOTS)
+    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
+    _fold(tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES)
+
+
+@triton.jit(do_not_specialize=["N", "S"])
+def soft_table_kernel(
+    x, row_stride, column_stride, m, weight, table, N, S, D,
+    ACT: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """(m^T phi(x)) / n of ROWS classes and COLS columns. weight: as in triton_rows, but with
+    whether a row counts in place of its weight."""
+    ACC: tl.constexpr = weight.dtype.element_ty
+    blocks = tl.cdiv(D, COLS)
+    columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
+    slots = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    sums = tl.zeros([ROWS, COLS], dtype=ACC)
+    first = 0
+    while first < N:
+        rows = first + tl.arange(0, INNER)
+        counts = tl.load(weight + rows, mask=rows < N, other=0.0).to(ACC) != 0
+        mask = (slots < S)[:, None] & counts[None, :]
+        left = _read(m, slots, rows.to(tl.int64), 1, S, mask, ACC)
+        mask = counts[:, None] & inside[None, :]
+        right = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+        sums = _product(left, _activate(right, ACT), sums)
+        first += INNER
+    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+    mask = (slots < S)[:, None] & inside[None, :]
+    line = table + slots.to(tl.int64)[:, None] * D + columns[None, :]
+    tl.store(line, _divide(sums, n[:, None]), mask=mask)
