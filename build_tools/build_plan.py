@@ -189,18 +189,12 @@ def _number(architecture: str) -> str:
     return architecture.removesuffix("+PTX").replace(".", "")
 
 
-def cuda_sources() -> list[Path]:
-    return sorted(CSRC.glob("cuda/*.cu"))
-
-
 def find_cuda(
     request: str, torch_version: str, torch_cuda: str | None, visible: Sequence[str] = ()
 ) -> Nvcc:
     """The nvcc to compile csrc/cuda with; what matters is torch's CUDA, not a visible GPU."""
     if request == "cpu":
         raise LeftOut("DISCFUSED_BUILD=cpu asked for the CPU kernels only", "unset it")
-    if not cuda_sources():
-        raise LeftOut("this release has no CUDA kernels", "use the triton backend on GPUs")
     if torch_cuda is None:
         raise LeftOut(
             f"torch {torch_version} is not a CUDA build",

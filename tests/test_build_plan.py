@@ -73,7 +73,6 @@ esac
 def toolkit(monkeypatch, tmp_path):
     """A function that puts on PATH an nvcc of a version, which lives outside of its toolkit."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    monkeypatch.setattr(build_plan, "cuda_sources", lambda: [Path("kernels.cu")])
 
     def make(version="13.0"):
         home = tmp_path / "toolkit"
@@ -143,9 +142,3 @@ def test_jobs_are_bounded_by_memory(monkeypatch):
     assert 1 <= build_plan.jobs() <= os.cpu_count()
     monkeypatch.setattr(build_plan, "BYTES_PER_JOB", 2**60)
     assert build_plan.jobs() == 1
-
-
-def test_a_release_without_cuda_kernels_says_so(monkeypatch):
-    monkeypatch.setattr(build_plan, "cuda_sources", list)
-    with pytest.raises(LeftOut, match="no CUDA kernels: use the triton backend"):
-        build_plan.find_cuda("auto", "2.9.0", "13.0")

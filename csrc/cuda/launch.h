@@ -1,0 +1,33 @@
+// Launches a kernel on a stream. Included by .cu files alone.
+//
+// The tests compile the same .cu files with the host's compiler and tests/cuda_on_host.h, which has
+// CUDA's words, and runs the threads of a block in turn from barrier to barrier.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#endif
+
+#include "cuda/kernels.h"
+
+namespace discfused::cuda {
+
+template <typename Params>
+void launch(void (*kernel)(Params), int64_t blocks, const Params& params, Stream stream) {
+  TORCH_CHECK(blocks <= INT32_MAX, "discfused: too many blocks in one launch (", blocks, ")");
+  if (blocks == 0) return;
+#ifdef __CUDACC__
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(params);
+  const cudaError_t error = cudaGetLastError();
+  TORCH_CHECK(error == cudaSuccess, "discfused: a launch failed: ", cudaGetErrorString(error));
+#else
+  (void)stream;
+  on_host::run(blocks, kThreads, [&] { kernel(params); });
+#endif
+}
+
+}  // namespace discfused::cuda

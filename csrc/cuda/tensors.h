@@ -1,0 +1,84 @@
+// Tensors as the kernels' parameters. What is checked here is what a direct caller of the operators
+// could break; the Python side has checked user input before, all but the labels.
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+
+#include "cuda/ops.h"
+
+#define DISCFUSED_BY_FEATURES(features, ...) \
+  AT_DISPATCH_FLOATING_TYPES_AND2(           \
+      at::kHalf, at::kBFloat16, (features).scalar_type(), "discfused", __VA_ARGS__)
+
+namespace discfused::cuda {
+
+inline void check_shape(const at::Tensor& tensor, at::IntArrayRef shape, const char* name) {
+  TORCH_CHECK_VALUE(
+      tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", expected ", shape);
+}
+
+inline at::ScalarType accumulated(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline int checked(int64_t option, int64_t count, const char* name) {
+  TORCH_CHECK_VALUE(
+      option >= 0 && option < count, name, " is ", option, ", expected less than ", count);
+  return static_cast<int>(option);
+}
+
+template <typename T>
+Matrix<T> matrix(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr<T>(), tensor.stride(0), tensor.stride(1)};
+}
+
+template <typename A>
+const A* pointer(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<A>() : nullptr;
+}
+
+// `rows` of hard labels: index = order [N], row_slot [N], offsets [S + 2], slot_class [S];
+// weight = weight [N], size [S], total [1]. Of soft labels: m [N, C]; counts [N], size [C],
+// total [1].
+
+inline bool is_soft(at::TensorList rows) { return rows[0].is_floating_point(); }
+
+inline int64_t slots(at::TensorList rows, int64_t N, int64_t C) {
+  return is_soft(rows) ? C : std::min(N, C);
+}
+
+inline int64_t index_numbers(int64_t N, int64_t S) { return 2 * N + 2 * S + 2; }
+
+template <typename A>
+Rows<A> hard_rows(at::TensorList rows, int64_t N, int64_t S) {
+  check_shape(rows[0], {index_numbers(N, S)}, "rows[0]");
+  check_shape(rows[1], {N + S + 1}, "rows[1]");
+  const auto* order = rows[0].const_data_ptr<int64_t>();
+  const A* weight = rows[1].const_data_ptr<A>();
+  return {N,      S,          order,         order + N, order + 2 * N, order + 2 * N + S + 2,
+          weight, weight + N, weight + N + S};
+}
+
+template <typename A>
+struct SoftRows {
+  const A *m, *counts, *size, *total;
+
+  SoftRows(at::TensorList rows, int64_t N, int64_t C)
+      : m(rows[0].const_data_ptr<A>()), counts(rows[1].const_data_ptr<A>()) {
+    check_shape(rows[0], {N, C}, "rows[0]");
+    check_shape(rows[1], {N + C + 1}, "rows[1]");
+    size = counts + N;
+    total = size + C;
+  }
+};
+
+template <typename A>
+Coefficients<A> coefficients(const at::Tensor& kept, int64_t S, int64_t D) {
+  check_shape(kept, {4 * D + S}, "kept[1]");
+  A* data = const_cast<A*>(kept.const_data_ptr<A>());
+  return {data, data + D, data + 2 * D, data + 3 * D, data + 4 * D};
+}
+
+}  // namespace discfused::cuda

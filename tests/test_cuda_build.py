@@ -1,0 +1,223 @@
+"""The CUDA kernels compiled for every architecture, without a GPU: what runs is in test_gpu.py."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import build_plan
+from discfused.backends import _library
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+KERNELS = {  # by source: names, and for how many dtypes
+    "rows": {"labels_kernel": 2, "segments_kernel": 2, "sizes_kernel": 2},
+    "table": {"table_kernel": 4, "fold_kernel": 2, "soft_table_kernel": 4},
+    "terms": {
+        "totals_kernel": 2, "probability_kernel": 2, "features_kernel": 2, "classes_kernel": 2,
+        "projection_kernel": 2, "finish_kernel": 2,
+    },
+    "gradient": {"gradient_kernel": 4, "soft_gradient_kernel": 4},
+}  # fmt: skip
+
+
+def find_nvcc() -> build_plan.Nvcc:
+    """The nvcc that a build would take, for whatever torch: kernels need none to be compiled."""
+    try:
+        return build_plan.find_cuda("cuda", torch.__version__, torch.version.cuda or "13.0")
+    except build_plan.LeftOut as why:
+        pytest.skip(str(why))
+
+
+def cuobjdump(*arguments) -> str:
+    nvcc = find_nvcc()
+    found = shutil.which("cuobjdump", path=f"{nvcc.home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    triton = importlib.util.find_spec("triton")
+    if found is None and triton is not None:  # brings one
+        found = str(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
+    if found is None or not Path(found).exists():
+        pytest.skip("cuobjdump is neither in the CUDA toolkit nor in PATH, nor in Triton's package")
+    return subprocess.run([found, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def resources(listing: str) -> list[tuple[str, str, dict[str, int]]]:
+    """(architecture, kernel, its use of registers and memory), as cuobjdump tells"""
+    found, architecture = [], None
+    for line in listing.splitlines():
+        if line.startswith("arch = "):
+            architecture = line.removeprefix("arch = ")
+        elif match := re.match(r" Function \S*?\d([a-z_]+_kernel)I", line):
+            name = match[1]
+        elif "REG:" in line:
+            use = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", line)}
+            found.append((architecture, name, use))
+    return found
+
+
+def code(names: list[str]) -> set[str]:
+    return {"sm_" + name.removesuffix("+PTX").replace(".", "") for name in names}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_compiles_for_all_architectures_without_spilling(source, tmp_path, monkeypatch):
+    from torch.utils.cpp_extension import include_paths
+
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    nvcc, target = find_nvcc(), tmp_path / "kernels.o"
+    includes = [f"-I{ROOT / 'csrc'}", *(f"-I{path}" for path in include_paths())]
+    subprocess.run(
+        [nvcc.path, "-O3", "-std=c++17", *includes, *nvcc.architecture_flags(), "-c", str(source),
+         "-o", str(target)],
+        check=True,
+    )  # fmt: skip
+    found = resources(cuobjdump("--dump-resource-usage", str(target)))
+    expected = KERNELS[source.stem]
+    for architecture in code(nvcc.architectures()):
+        names = [name for where, name, _ in found if where == architecture]
+        assert {name: names.count(name) for name in names} == expected, architecture
+    for architecture, name, use in found:
+        where = f"{name} on {architecture}: {use}"
+        assert use["STACK"] == 0 and use["LOCAL"] == 0, where
+        assert use["REG"] <= 128, where  # two blocks of 256 threads on a multiprocessor
+        assert use["SHARED"] <= 48 * 1024, where
+    newest = nvcc.architectures()[-1].removesuffix("+PTX").replace(".", "")
+    assert f"sm_{newest}.ptx" in cuobjdump("--list-ptx", str(target))
+
+
+def test_no_source_is_forgotten():
+    assert set(KERNELS) == {source.stem for source in SOURCES}
+
+
+def check_binaries(record: dict, folder: Path) -> None:
+    """The library holds code for the architectures that the record names, and for no others."""
+    listed = cuobjdump("--list-elf", str(folder / record["library"]))
+    assert set(re.findall(r"\.(sm_\w+)\.cubin", listed)) == code(record["cuda_architectures"])
+
+
+def test_the_installed_library_is_what_it_says():
+    record = _library.build_record()
+    if "cuda" not in record.get("built", []):
+        pytest.skip("the installed discfused has no CUDA kernels")
+    if not all(name[0].isdigit() for name in record["cuda_architectures"]):
+        pytest.skip("it was built for an architecture by name, such as Hopper")
+    check_binaries(record, _library._PACKAGE)
+
+
+@pytest.mark.slow
+def test_the_library_with_both_parts(tmp_path, monkeypatch):
+    """As `pip install .` makes it: it links and loads, and tells what it was built for.
+
+    For two architectures, which takes less time; the installed library is for all by default.
+    """
+    from test_packaging import built
+
+    if torch.version.cuda is None:
+        pytest.skip(f"torch {torch.__version__} is not a CUDA build: nothing to link with")
+    find_nvcc()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    wheel = built("build_wheel", tmp_path, "cuda")
+    site = tmp_path / "installed"
+    shutil.unpack_archive(wheel, site, "zip")
+    record = json.loads((site / "discfused/_build.json").read_text())
+    assert record["built"] == ["cpu", "cuda"]
+    assert record["cuda_architectures"] == ["8.0", "9.0+PTX"]
+    check_binaries(record, site / "discfused")
+    script = (
+        "import torch; from discfused import backends; backends.get('cpu').unavailable(); "
+        "torch.ops.discfused.cuda_rows_flagged; "
+        "assert torch._C._dispatch_has_kernel_for_dispatch_key('discfused::cuda_terms', 'CUDA'); "
+        "print(*backends.status(), sep='\\n')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("cuda: "))
+    if torch.cuda.is_available():
+        assert "compiled for torch" in line and "8.0 9.0+PTX" in line
+    else:
+        assert "PyTorch sees no GPU" in line
+
+
+# ---------------------------------------------------------------- the GPU at hand
+
+
+@pytest.mark.parametrize(
+    ("architecture", "capability", "runs"),
+    [
+        ("8.0", (8, 0), True),
+        ("8.0", (8, 6), True),  # binaries run on later minors ...
+        ("8.6", (8, 0), False),
+        ("8.9", (9, 0), False),  # ... of the same major
+        ("9.0a", (9, 0), True),
+        ("12.0+PTX", (12, 1), True),
+        ("12.0+PTX", (13, 0), True),  # PTX on every later GPU
+        ("12.0+PTX", (10, 0), False),
+        ("Hopper", (9, 0), True),
+    ],
+)
+def test_which_gpus_an_architecture_serves(architecture, capability, runs):
+    assert _library._runs(architecture, capability) == runs
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """As if the library held CUDA kernels for some architectures, and there were a GPU."""
+    record = {
+        "built": ["cpu", "cuda"], "torch": "2.11.0+cu130", "cuda": "13.0",
+        "cuda_architectures": ["8.0", "9.0+PTX"],
+    }  # fmt: skip
+    monkeypatch.setattr(_library, "build_record", lambda: record)
+    monkeypatch.setattr(_library, "load", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    _library.cuda_missing.cache_clear()
+    yield record
+    _library.cuda_missing.cache_clear()
+
+
+def test_a_gpu_that_was_not_built_for(installed):
+    why = _library.cuda_missing()
+    assert "cuda:0 (a GPU) is of architecture 7.5" in why
+    assert "compiled for 8.0 9.0+PTX: set TORCH_CUDA_ARCH_LIST=7.5 and run `pip install" in why
+
+
+def test_a_gpu_that_was_built_for(installed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    assert _library.cuda_missing() is None
+    assert _library.built_for("cuda") == (
+        ", compiled for torch 2.11.0+cu130, CUDA 13.0, architectures 8.0 9.0+PTX"
+    )
+
+
+def test_why_nothing_was_compiled_is_kept(installed):
+    installed["built"] = ["cpu"]
+    installed["left_out"] = {"cuda": {"reason": "no nvcc in PATH", "fix": "install one"}}
+    assert _library.cuda_missing() == "not compiled, because no nvcc in PATH: install one"
+    assert _library.built_for("cuda") == ""
+
+
+def test_falling_back_from_triton_to_cuda_warns_once(installed, monkeypatch):
+    from discfused import backends
+    from discfused.backends import triton_backend
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    broken = property(lambda self: lambda: "Triton is broken: mend it")
+    monkeypatch.setattr(triton_backend.TritonBackend, "unavailable", broken)
+    backends._automatic.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"slower 'cuda' backend .*triton: Triton is broken"):
+            assert backends.resolve("cuda", None) == "cuda"
+        assert backends.resolve("cuda", None) == "cuda"  # and no second warning
+    finally:
+        backends._automatic.cache_clear()

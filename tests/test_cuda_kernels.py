@@ -1,0 +1,153 @@
+"""The CUDA kernels without a GPU: compiled by the host's compiler (cuda_on_host.h).
+
+This proves indices, masks, strides, barriers, and the arithmetic but for the GPU's own roundings;
+not speed, nor what only a GPU can tell (test_gpu.py). The tests of the other backends run here once
+more.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import build_plan
+import test_edges
+import test_facts
+import test_parity
+from cases import features, labels, soft_labels
+from discfused import _ops, backends, disc_terms
+from discfused.backends.cuda import CudaBackend
+from test_loss import (  # noqa: F401 (collected here, with the fixture `backend` below)
+    test_double_backward_is_an_error_of_the_fused_backends,
+    test_no_input_is_written_to,
+)
+from test_parity import check_terms
+
+ROOT = Path(__file__).resolve().parents[1]
+
+for _module in (test_edges, test_facts, test_parity):
+    globals().update({k: v for k, v in vars(_module).items() if k.startswith("test_")})
+
+
+class OnHost(CudaBackend):
+    device_type = "cpu"
+
+    def unavailable(self):
+        return None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_host(tmp_path_factory):
+    """The compiled kernels, as the backend "cuda" of CPU tensors."""
+    why = backends.get("cpu").unavailable()
+    if why is not None:
+        pytest.skip(f"the autograd formula is in the compiled library: {why}")
+    try:
+        build_plan.find_compiler()
+    except build_plan.LeftOut as why:
+        pytest.skip(str(why))
+    from torch.utils import cpp_extension
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the first one compiles, the others wait and load it
+        folder = folder.parent
+    folder = folder / "cuda_on_host"
+    folder.mkdir(exist_ok=True)
+    os.environ.setdefault("MAX_JOBS", str(build_plan.jobs()))
+    cpp_extension.load(
+        "cuda_on_host",
+        [str(ROOT / "csrc/cuda/ops.cpp"), str(ROOT / "tests/cuda_on_host.cpp")],
+        extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
+        extra_cflags=["-O1", "-g0", "-Wno-unknown-pragmas"],
+        build_directory=str(folder),
+        is_python_module=False,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends._BACKENDS, "cuda", OnHost())
+        yield torch.ops.cuda_on_host
+
+
+@pytest.fixture
+def backend() -> str:
+    return "cuda"
+
+
+fused_backend = backend
+
+
+def step(x, y, C, **options):
+    """gini, kl and the gradient of a combination of them"""
+    x = x.detach().requires_grad_()
+    gini, kl = disc_terms(x, y, C, backend="cuda", **options)
+    (0.7 * gini + 0.4 * kl).backward()
+    return gini.detach(), kl.detach(), x.grad
+
+
+# Beside the shapes of test_parity: slots that are cut into pieces, with and without remainders;
+# more tiles of columns, ranges of slots and blocks of each than one
+LARGE = [(700, 9, 3), (1500, 300, 1), (200, 520, 40), (900, 20, 5000)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_large_shapes(shape, dtype):
+    N, D, C = shape
+    check_terms("cuda", features(N, D, dtype), labels(N, C, "some ignored"), C)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97, 1.0])
+def test_uneven_classes(share):
+    """One class has most of the rows; others have one."""
+    N, C = 1000, 200
+    y = torch.where(torch.arange(N) < share * N, 5, labels(N, C))[torch.randperm(N)]
+    check_terms("cuda", features(N, 40, torch.float32), y, C)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_the_shapes_of_what_is_kept(soft):
+    """torch.compile plans with empty_rows and empty_kept."""
+    N, D, C = 20, 7, 50
+    target, x, backend = (soft_labels if soft else labels)(N, C), torch.randn(N, D), OnHost()
+    cuda = _ops.named("cuda")
+    rows = cuda.rows(target, None, C, -100, torch.float32)
+    kept = cuda.terms(x, rows, C, None, 0, 0, 0.5, 0.5)[3]
+    expected = backend.empty_rows(target, C, torch.float32), backend.empty_kept(x, rows, C)
+    for tensors, empty in zip((rows, kept), expected, strict=True):
+        assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in empty]
+
+
+@pytest.mark.parametrize("shape", [(300, 70, 12), (90, 140, 500), (400, 16, 3)], ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_neither_runs_nor_the_order_of_threads_and_blocks_change_a_bit(on_host, shape, soft):
+    """A barrier that is missing shows here."""
+    N, D, C = shape
+    C = min(C, 50) if soft else C
+    x, y = features(N, D, torch.float32), (soft_labels if soft else labels)(N, C)
+    first = step(x, y, C)
+    on_host.run_backwards(True)
+    try:
+        again = step(x, y, C)
+    finally:
+        on_host.run_backwards(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "launches"), [((20, 40, 10), 11), ((100, 40, 3), 12), ((20, 40, None), 8)], ids=str
+)
+def test_launches(on_host, shape, launches):
+    """Of forward and backward; beside them PyTorch sorts labels, or sums up m."""
+    N, D, C = shape
+    x, y = torch.randn(N, D), labels(N, C) if C else soft_labels(N, 5)
+    before = on_host.launches()
+    step(x, y, C or 5)
+    assert on_host.launches() - before == launches
+
+
+def test_labels_out_of_range(on_host):
+    y = labels(40, 10)
+    y[[3, 7]] = torch.tensor([10, -1])
+    with pytest.raises(IndexError, match="2 labels of a batch on cpu were out of range"):
+        disc_terms(torch.randn(40, 5), y, 10, backend="cuda")
+    disc_terms(torch.randn(40, 5), labels(40, 10), 10, backend="cuda")  # and then all is well
