@@ -97,7 +97,12 @@ namespace discfused::cuda {
 
 Stream current_stream(const at::Tensor&) { return nullptr; }
 
-TORCH_LIBRARY_FRAGMENT(discfused, library) { library.def(kRowsFlaggedSchema); }
+TORCH_LIBRARY_FRAGMENT(discfused, library) {
+  // A library that was compiled with its CUDA part has defined it.
+  if (!c10::Dispatcher::singleton().findSchema({"discfused::cuda_rows_flagged", ""})) {
+    library.def(kRowsFlaggedSchema);
+  }
+}
 
 TORCH_LIBRARY_IMPL(discfused, CPU, library) { implement(library); }
 
