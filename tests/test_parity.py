@@ -91,6 +91,18 @@ def test_integer_labels_of_any_dtype(backend, dtype):
     assert disc_terms(x, y.to(dtype), 5, backend=backend) == disc_terms(x, y, 5, backend=backend)
 
 
+def check_histogram(backend, x, target, C, **options):
+    """H and its gradient, in float64."""
+    x, oracle = (x.detach().clone().requires_grad_() for _ in range(2))
+    expected = class_histogram(oracle, target, C, backend="reference", **options)
+    got = class_histogram(x, target, C, backend=backend, **options)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+    upstream = torch.randn(got.shape, dtype=torch.float64)
+    expected.backward(upstream)
+    got.backward(upstream)
+    torch.testing.assert_close(x.grad, oracle.grad, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -98,15 +110,7 @@ def test_class_histogram(fused_backend, shape, soft, activation):
     N, D, C = shape
     target = soft_labels(N, C) if soft else labels(N, C, "some ignored")
     options = {"sample_weight": torch.rand(N), "activation": activation}
-    x, oracle = (features(N, D).requires_grad_() for _ in range(2))
-    oracle.data.copy_(x.data)
-    expected = class_histogram(oracle, target, C, backend="reference", **options)
-    got = class_histogram(x, target, C, backend=fused_backend, **options)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
-    upstream = torch.randn(C, D, dtype=torch.float64)
-    expected.backward(upstream)
-    got.backward(upstream)
-    torch.testing.assert_close(x.grad, oracle.grad, rtol=1e-10, atol=1e-12)
+    check_histogram(fused_backend, features(N, D), target, C, **options)
 
 
 def test_class_histogram_of_a_transposed_upstream_gradient(fused_backend):

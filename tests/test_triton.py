@@ -20,18 +20,17 @@ from discfused.backends import triton_runtime
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("tests", "least"), [("interpreter", 100), ("stages", 50)])
-def test_under_the_interpreter(tests, least):
+def test_under_the_interpreter():
     pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
-         str(HERE / f"test_triton_{tests}.py")],
+         str(HERE / "test_triton_interpreter.py")],
         capture_output=True, text=True, env=environment, cwd=HERE.parent, timeout=900,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed and int(passed[1]) > least, run.stdout[-2000:]
+    assert passed and int(passed[1]) > 200, run.stdout[-2000:]
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_it_is_what_cuda_tensors_get(monkeypatch):
 
 def test_bad_labels_of_the_last_batch_are_told_when_python_ends():
     code = (
-        "import torch; from discfused.backends.triton_runtime import bad_labels\n"
+        "import torch; from discfused.backends.bad_labels import bad_labels\n"
         "bad_labels(torch.device('cpu')).flag[0] = {}"
     )
     for count in (0, 3):

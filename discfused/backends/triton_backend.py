@@ -25,6 +25,7 @@ from discfused._definitions import PROBABILITY_FLOOR, accumulation_dtype
 from discfused.backends import triton_sorted
 from discfused.backends.bad_labels import bad_labels
 from discfused.backends.contract import hard_slots
+from discfused.backends.soft_rows import soft_rows
 from discfused.backends.triton_runtime import interpreted, kernels, missing, on
 
 # Finding the order of rows by counting costs N * C comparisons; beyond these, a sort.
@@ -73,8 +74,7 @@ class TritonBackend:
     def unavailable(self) -> str | None:
         return missing(interpreted())
 
-    # `index` and `weight` (triton_rows); of soft labels m [N, C], and `weight` with whether a row
-    # counts in place of its weight.
+    # Of hard labels `index` and `weight` (triton_rows), else those of soft_rows.
 
     def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
         N, C = target.shape[0], num_classes
@@ -104,11 +104,7 @@ class TritonBackend:
     ) -> list[Tensor]:
         N, C = target.shape[0], num_classes
         if target.is_floating_point():
-            m = target.to(dtype, copy=True, memory_format=torch.contiguous_format)
-            if sample_weight is not None:  # 0 times a weight that is NaN would be NaN
-                m = torch.where(m == 0, m, m * sample_weight.to(dtype)[:, None])
-            n = m.sum(0)
-            return [m, torch.cat(((m != 0).any(1).to(dtype), n, n.sum()[None]))]
+            return soft_rows(target, sample_weight, dtype)
         index, weight = self.empty_rows(target, C, dtype)
         if N == 0:
             return [index.zero_(), weight.zero_()]
@@ -168,11 +164,11 @@ class TritonBackend:
             return penalty, gini, kl, [table, coef]
         penalty, gini, kl = (table.new_empty(()) for _ in range(3))
         index, weight = rows
-        flags = {"PRIOR": prior is not None, "PRESENT": S < num_classes}
+        flags = {"PRIOR": prior is not None, "PRESENT": num_classes > S}
         absent = weight  # tensors that are not there are never read
         if prior is None:
             prior = weight
-        elif S < num_classes:
+        elif num_classes > S:
             absent = _of_absent_classes(prior, index[2 * N + 2 * (S + 1) :])
         k = kernels()
         columns = _fitting("columns", dtype, "SLOTS", S)
@@ -277,9 +273,7 @@ class TritonBackend:
                 S, blocks = min(N, C), _blocks("gradient", rows[1].dtype)
                 R, more = _pieces(N, D, blocks)
                 grid = ((S + 1 + more) * _cdiv(D, blocks["COLS"]),)
-                k.gradient_kernel[grid](
-                    *arguments, S, D, R, PRESENT=S < C, **flags, **blocks
-                )
+                k.gradient_kernel[grid](*arguments, S, D, R, PRESENT=S < C, **flags, **blocks)
         return dx
 
 

@@ -73,7 +73,7 @@ def gradient_kernel(
     while place < end:
         mask = there[:, None] & inside[None, :]
         value = _read(x, rows, columns, row_stride, column_stride, mask & counts, ACC)
-        to = dx + rows[:, None] * D + columns[None, :]
+        to = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
         g = _divide(w, n)[:, None] * G[None, :]
         place += ROWS
         rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)

@@ -12,8 +12,8 @@ For N rows and S slots the stage hands on two tensors, in which these lie one af
             size       [S]      n_c of the slot's class
             total      [1]      the sum of all sizes
 
-Where C <= N a slot is a class. Else (PRESENT) S = N, and the slot of a class is the place in `order`
-where its rows begin, so a class of k rows is followed by k - 1 empty slots: nothing needs the
+Where C <= N a slot is a class. Else (PRESENT) S = N, and the slot of a class is where in `order`
+its rows begin, so a class of k rows is followed by k - 1 empty slots: nothing needs the
 number of classes present.
 
 `bad` [1] gets the number of labels that are out of range, and is written only if there are any.

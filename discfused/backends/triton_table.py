@@ -73,7 +73,7 @@ def table_kernel(
             tl.store(parts + (piece - (S + 1)).to(tl.int64) * D + columns, sums, mask=inside)
     elif slot < S:
         sums = _divide(sums, tl.where(is_cut, 1.0, n))
-        tl.store(table + slot * D + columns, sums, mask=inside)
+        tl.store(table + slot.to(tl.int64) * D + columns, sums, mask=inside)
 
 
 @triton.jit

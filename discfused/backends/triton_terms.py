@@ -1,9 +1,9 @@
 """Triton kernels from the table to the terms, and to what backward needs of them.
 
-coef, flat: of every column 1 / T (0 if dead), s2, 2 f / D, and sum_k A_k P_kj / L; then A_s / L of
-every slot. Up to WHOLE slots (two launches) column_terms_kernel leaves the part of q that is its
-columns' beside its other sums, and whole_terms_kernel does the rest; for more slots (three launches)
-slot_terms_kernel reads the rows of H for q, and its share of the projection, at once.
+coef, flat: of every column 1 / T (0 if dead), s2, 2 f / D, and sum_k A_k P_kj / L; then A_s / L
+of every slot. Where one tile holds all slots (two launches), column_terms_kernel leaves the part of
+q that its columns have beside its other sums, and whole_terms_kernel does the rest. For more slots
+(three launches), slot_terms_kernel reads rows of H, for q and then for the projection.
 """
 
 import triton
@@ -47,9 +47,7 @@ def column_terms_kernel(
     tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
     n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
     if FOLD:
-        tile = _fold(
-            tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES
-        )
+        tile = _fold(tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES)
     T, squares, present = _add_slots(tile, n, T, squares, present)
     if not WHOLE:
         first = SLOTS
@@ -76,7 +74,7 @@ def column_terms_kernel(
         most = _log(tl.where(present < 2, 2, present).to(ACC))
         square = tl.where(dead, 1.0, squares)
         impurity = tl.where(dead, 1.0, -_log(square) / most)
-        impurity = tl.where(present < 2, 0.0, impurity)
+        impurity = tl.where(present < 2, 0.0 * squares, impurity)  # NaN passes
         scale = tl.where(present < 2, 0.0, scale / (square * most))
     tl.store(coef + columns, inverse, mask=inside)
     tl.store(coef + D + columns, squares, mask=inside)
