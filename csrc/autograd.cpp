@@ -2,8 +2,12 @@
 // eager mode, torch.compile and make_fx meet the same one. discfused/_ops.py has the schemas.
 
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
+#include <functional>
+#include <mutex>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -19,9 +23,11 @@ using torch::autograd::variable_list;
 
 enum class Backend { kCpu, kCuda };
 
+constexpr const char* name_of(Backend backend) { return backend == Backend::kCpu ? "cpu" : "cuda"; }
+
 template <Backend B>
-std::string name_of(const std::string& operation) {
-  return (B == Backend::kCpu ? "cpu_" : "cuda_") + operation;
+std::string name_of(const char* operation) {
+  return name_of(B) + std::string("_") + operation;
 }
 
 // Looked up once: a search by name takes longer than a small kernel.
@@ -32,126 +38,50 @@ c10::TypedOperatorHandle<Signature> find(const char* operation) {
       .template typed<Signature>();
 }
 
-// What is no variable of the formula: autograd sees the features and upstream gradients alone.
-struct Constants {
-  at::TensorList rows;
-  at::TensorList kept;
-  std::vector<Tensor>* keep = nullptr;
-  c10::SymInt num_classes = 0;
-  OptionalTensor prior;
-  int64_t activation = 0, impurity = 0;
-  double gini_weight = 0, kl_weight = 0;
-};
-
 bool wants_gradient(const Tensor& tensor) {
   return tensor.defined() && tensor.requires_grad() && at::GradMode::is_enabled();
 }
 
-// ---------------------------------------------------------------- calls of the operators
+// ---------------------------------------------------------------- backward
 
-template <Backend B>
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> call_terms(
-    const Tensor& features, const Constants& c) {
-  using Signature = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>(
-      const Tensor&, at::TensorList, c10::SymInt, const OptionalTensor&, int64_t, int64_t, double,
-      double);
-  static const auto op = find<B, Signature>("terms");
-  return op.call(
-      features, c.rows, c.num_classes, c.prior, c.activation, c.impurity, c.gini_weight,
-      c.kl_weight);
-}
+// The node of the graph between features and what was computed from them.
+class FeaturesNode : public torch::autograd::Node {
+ public:
+  using Formula = std::function<Tensor(const Tensor& features, const variable_list& grads)>;
 
-template <Backend B>
-Tensor call_gradient(
-    const Tensor& features, const OptionalTensor& grad_penalty, const OptionalTensor& grad_gini,
-    const OptionalTensor& grad_kl, const Constants& c) {
-  using Signature = Tensor(
-      const Tensor&, at::TensorList, at::TensorList, const OptionalTensor&, const OptionalTensor&,
-      const OptionalTensor&, int64_t, double, double);
-  static const auto op = find<B, Signature>("gradient");
-  return op.call(
-      features, c.rows, c.kept, grad_penalty, grad_gini, grad_kl, c.activation, c.gini_weight,
-      c.kl_weight);
-}
+  FeaturesNode(const char* backend, const Tensor& features, Formula formula)
+      : Node(torch::autograd::collect_next_edges(features)),
+        backend_(backend),
+        features_(features, /*is_output=*/false),
+        formula_(std::move(formula)) {}
 
-template <Backend B>
-Tensor call_histogram(const Tensor& features, const Constants& c) {
-  using Signature = Tensor(const Tensor&, at::TensorList, c10::SymInt, int64_t);
-  static const auto op = find<B, Signature>("histogram");
-  return op.call(features, c.rows, c.num_classes, c.activation);
-}
-
-template <Backend B>
-Tensor call_histogram_gradient(const Tensor& grad, const Tensor& features, const Constants& c) {
-  using Signature = Tensor(const Tensor&, const Tensor&, at::TensorList, int64_t);
-  static const auto op = find<B, Signature>("histogram_gradient");
-  return op.call(grad, features, c.rows, c.activation);
-}
-
-// ---------------------------------------------------------------- the formula
-
-// Saves the features, then the rows, then what the terms kept.
-void save(AutogradContext* ctx, const Tensor& features, const Constants& c) {
-  variable_list saved{features};
-  saved.insert(saved.end(), c.rows.begin(), c.rows.end());
-  if (c.keep) saved.insert(saved.end(), c.keep->begin(), c.keep->end());
-  ctx->save_for_backward(std::move(saved));
-  ctx->saved_data["rows"] = static_cast<int64_t>(c.rows.size());
-  ctx->saved_data["activation"] = c.activation;
-}
-
-Constants restore(AutogradContext* ctx, const variable_list& saved) {
-  Constants c;
-  const at::TensorList rest = at::TensorList(saved).slice(1);
-  const auto rows = static_cast<size_t>(ctx->saved_data["rows"].toInt());
-  c.rows = rest.slice(0, rows);
-  c.kept = rest.slice(rows);
-  c.activation = ctx->saved_data["activation"].toInt();
-  return c;
-}
-
-OptionalTensor optional(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
-template <Backend B>
-struct Terms : torch::autograd::Function<Terms<B>> {
-  static variable_list forward(
-      AutogradContext* ctx, const Tensor& features, const Constants& constants) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [penalty, gini, kl, kept] = call_terms<B>(features, constants);
-    *constants.keep = std::move(kept);
-    save(ctx, features, constants);
-    ctx->saved_data["gini_weight"] = constants.gini_weight;
-    ctx->saved_data["kl_weight"] = constants.kl_weight;
-    ctx->set_materialize_grads(false);
-    return {penalty, gini, kl};
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Tensor features = features_.unpack();  // an error after release_variables
+    return {formula_(features, grads)};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    Constants c = restore(ctx, saved);
-    c.gini_weight = ctx->saved_data["gini_weight"].toDouble();
-    c.kl_weight = ctx->saved_data["kl_weight"].toDouble();
-    return {
-        call_gradient<B>(saved[0], optional(grads[0]), optional(grads[1]), optional(grads[2]), c),
-        Tensor()};
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    features_.reset_data();
+    formula_ = nullptr;
   }
+
+  std::string name() const override { return std::string("discfused_") + backend_; }
+
+ private:
+  const char* backend_;
+  torch::autograd::SavedVariable features_;
+  Formula formula_;
 };
 
 template <Backend B>
-struct Histogram : torch::autograd::Function<Histogram<B>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& features, const Constants& constants) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    save(ctx, features, constants);
-    return call_histogram<B>(features, constants);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    return {call_histogram_gradient<B>(grads[0], saved[0], restore(ctx, saved)), Tensor()};
-  }
-};
+void record(
+    const Tensor& features, std::initializer_list<Tensor> results, FeaturesNode::Formula formula) {
+  const std::shared_ptr<torch::autograd::Node> node(
+      new FeaturesNode(name_of(B), features, std::move(formula)), torch::autograd::deleteNode);
+  for (const Tensor& result : results) torch::autograd::set_history(result, node);
+}
 
 // A gradient that is to be differentiated again (create_graph): an error, never a number.
 template <Backend B>
@@ -162,7 +92,7 @@ struct Once : torch::autograd::Function<Once<B>> {
 
   static variable_list backward(AutogradContext*, const variable_list&) {
     TORCH_CHECK(
-        false, "the \"", B == Backend::kCpu ? "cpu" : "cuda",
+        false, "the \"", name_of(B),
         "\" backend of discfused cannot be differentiated twice: use backend=\"reference\" for "
         "double backward");
   }
@@ -178,39 +108,26 @@ Tensor once(Tensor gradient, std::initializer_list<Tensor> inputs) {
                                 : Once<B>::apply(gradient, at::TensorList(differentiated));
 }
 
-// ---------------------------------------------------------------- on the Autograd key
-
-template <Backend B>
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> terms(
-    const Tensor& features, at::TensorList rows, c10::SymInt num_classes,
-    const OptionalTensor& prior, int64_t activation, int64_t impurity, double gini_weight,
-    double kl_weight) {
-  std::vector<Tensor> kept;
-  const Constants constants{
-      rows, {}, &kept, std::move(num_classes), prior, activation, impurity, gini_weight, kl_weight};
-  if (!wants_gradient(features)) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_terms<B>(features, constants);
-  }
-  const variable_list out = Terms<B>::apply(features, constants);
-  return {out[0], out[1], out[2], std::move(kept)};
+OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
+
+// ---------------------------------------------------------------- on the Autograd key
 
 template <Backend B>
 Tensor gradient(
     const Tensor& features, at::TensorList rows, at::TensorList kept,
     const OptionalTensor& grad_penalty, const OptionalTensor& grad_gini,
     const OptionalTensor& grad_kl, int64_t activation, double gini_weight, double kl_weight) {
-  Constants c;
-  c.rows = rows;
-  c.kept = kept;
-  c.activation = activation;
-  c.gini_weight = gini_weight;
-  c.kl_weight = kl_weight;
+  using Signature = Tensor(
+      const Tensor&, at::TensorList, at::TensorList, const OptionalTensor&, const OptionalTensor&,
+      const OptionalTensor&, int64_t, double, double);
+  static const auto op = find<B, Signature>("gradient");
   Tensor result;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
-    result = call_gradient<B>(features, grad_penalty, grad_gini, grad_kl, c);
+    result = op.call(
+        features, rows, kept, grad_penalty, grad_gini, grad_kl, activation, gini_weight, kl_weight);
   }
   const Tensor none;
   return once<B>(
@@ -219,29 +136,67 @@ Tensor gradient(
 }
 
 template <Backend B>
-Tensor histogram(
-    const Tensor& features, at::TensorList rows, c10::SymInt num_classes, int64_t activation) {
-  Constants c;
-  c.rows = rows;
-  c.num_classes = std::move(num_classes);
-  c.activation = activation;
-  if (wants_gradient(features)) return Histogram<B>::apply(features, c);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_histogram<B>(features, c);
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> terms(
+    const Tensor& features, at::TensorList rows, c10::SymInt num_classes,
+    const OptionalTensor& prior, int64_t activation, int64_t impurity, double gini_weight,
+    double kl_weight) {
+  using Result = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+  using Signature = Result(
+      const Tensor&, at::TensorList, c10::SymInt, const OptionalTensor&, int64_t, int64_t, double,
+      double);
+  static const auto op = find<B, Signature>("terms");
+  Result result;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    result = op.call(
+        features, rows, std::move(num_classes), prior, activation, impurity, gini_weight,
+        kl_weight);
+  }
+  if (wants_gradient(features)) {
+    const auto& [penalty, gini, kl, kept] = result;
+    record<B>(
+        features, {penalty, gini, kl},
+        [rows = rows.vec(), kept = kept, activation, gini_weight, kl_weight](
+            const Tensor& x, const variable_list& grads) {
+          return gradient<B>(
+              x, rows, kept, optional(grads[0]), optional(grads[1]), optional(grads[2]), activation,
+              gini_weight, kl_weight);
+        });
+  }
+  return result;
 }
 
 template <Backend B>
 Tensor histogram_gradient(
     const Tensor& grad, const Tensor& features, at::TensorList rows, int64_t activation) {
-  Constants c;
-  c.rows = rows;
-  c.activation = activation;
+  using Signature = Tensor(const Tensor&, const Tensor&, at::TensorList, int64_t);
+  static const auto op = find<B, Signature>("histogram_gradient");
   Tensor result;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
-    result = call_histogram_gradient<B>(grad, features, c);
+    result = op.call(grad, features, rows, activation);
   }
   return once<B>(result, {grad, features});
+}
+
+template <Backend B>
+Tensor histogram(
+    const Tensor& features, at::TensorList rows, c10::SymInt num_classes, int64_t activation) {
+  using Signature = Tensor(const Tensor&, at::TensorList, c10::SymInt, int64_t);
+  static const auto op = find<B, Signature>("histogram");
+  Tensor result;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    result = op.call(features, rows, std::move(num_classes), activation);
+  }
+  if (wants_gradient(features)) {
+    record<B>(
+        features, {result},
+        [rows = rows.vec(), activation](const Tensor& x, const variable_list& grads) {
+          return histogram_gradient<B>(grads[0], x, rows, activation);
+        });
+  }
+  return result;
 }
 
 template <Backend B>

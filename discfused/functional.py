@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from discfused import _cross_entropy, _inputs, _ops, backends, reference
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
@@ -314,13 +315,15 @@ def _rows(
 
 
 def _backend(device_type: str, requested: str | None) -> str:
-    """The backend's name. Under torch.func's transforms it is the reference: of the others, whose
-    kernels read memory, torch.func sees no formula."""
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+    """The backend's name. Under torch.func's transforms and in forward mode it is the reference: of
+    the others, whose kernels read memory, these see no formula."""
+    if not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() or forward_ad._current_level >= 0
+    ):
         if requested in (None, "reference"):
             return "reference"
         raise RuntimeError(
-            f"backend is {requested!r}, which torch.func cannot transform: "
-            'use backend="reference", or leave backend=None'
+            f"backend is {requested!r}, which neither torch.func nor forward-mode differentiation "
+            'can see through: use backend="reference", or leave backend=None'
         )
     return backends.resolve(device_type, requested)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import library, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cases import features, labels, soft_labels
@@ -260,3 +261,17 @@ def test_transforms_of_torch_func(fused_backend, name):
     torch.testing.assert_close(transformed(None), expected)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         transformed(fused_backend)
+
+
+def test_forward_mode(fused_backend):
+    """The tangent of the default is the reference's; a fused backend by name refuses."""
+    x, y, tangent = features(9, 4), labels(9, 3), torch.randn(9, 4, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(
+        disc_terms(x.requires_grad_(), y, 3, backend="reference").gini, x
+    )
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), tangent)
+        got = forward_ad.unpack_dual(disc_terms(dual, y, 3).gini).tangent
+        torch.testing.assert_close(got, (gradient * tangent).sum())
+        with pytest.raises(RuntimeError, match='use backend="reference"'):
+            disc_terms(dual, y, 3, backend=fused_backend)

@@ -17,6 +17,7 @@ namespace {
 enum Impurity : int64_t { kGini, kCollision, kImpurities };
 
 constexpr double kProbabilityFloor = 1e-10;
+constexpr int64_t kSquaresOfALogarithm = 16;
 
 template <typename Acc>
 using Numbers = std::unique_ptr<Acc[]>;
@@ -84,26 +85,35 @@ Impurities impurity_term(
   std::fill(kept.slope, kept.slope + kept.width, Acc(0));
   const bool collision = impurity == kCollision;
   const bool alone = collision && slots < 2;  // 0, unless the features are not finite
-  const double unit = collision ? std::log(static_cast<double>(slots)) : 1;
+  const double unit = collision && !alone ? std::log(static_cast<double>(slots)) : 1;
   Impurities result{0, 0};
+  double product = 1;  // of squares: one logarithm for several, none of which is below 1 / slots
   for (int64_t j = 0; j < D; ++j) {
     if (kept.inverse[j] == 0) {
       result.mean += alone ? 0 : 1;
       continue;
     }
     ++result.live;
-    const double square = squares[j];
+    const double square = squares[j] > 1 ? 1 : squares[j];  // by rounding; NaN passes
     if (alone) {
       result.mean += 0 * square;
       continue;
     }
-    const double value = collision ? -std::log(square) / unit : 1 - square;
-    const double factor = 2.0 / static_cast<double>(D) / (collision ? square * unit : 1);
-    result.mean += value < 0 ? 0 : value;  // NaN passes
+    double factor = 2.0 / static_cast<double>(D);
+    if (collision) {
+      factor /= square * unit;
+      product *= square;
+      if (result.live % kSquaresOfALogarithm == 0) {
+        result.mean -= std::log(product) / unit;
+        product = 1;
+      }
+    } else {
+      result.mean += 1 - square;
+    }
     kept.constant[j] = static_cast<Acc>(factor * square);
     kept.slope[j] = static_cast<Acc>(factor * kept.inverse[j]);
   }
-  result.mean /= static_cast<double>(D);
+  result.mean = (result.mean - std::log(product) / unit) / static_cast<double>(D);
   return result;
 }
 
