@@ -9,6 +9,14 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def unresolved():
+    """What a process finds out once about its backends, and tests change, is found out anew."""
+    backends._resolved.cache_clear()
+    yield
+    backends._resolved.cache_clear()
+
+
 def _skip_if_unavailable(name: str) -> str:
     if name != "reference":
         why = backends.get(name).unavailable()

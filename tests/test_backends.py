@@ -23,9 +23,6 @@ class Broken:
 @pytest.fixture
 def broken(monkeypatch):
     monkeypatch.setitem(backends._BACKENDS, "cpu", Broken())
-    backends._automatic.cache_clear()
-    yield
-    backends._automatic.cache_clear()
 
 
 def test_falling_back_by_itself_warns_once(broken, recwarn):
@@ -54,9 +51,11 @@ def test_the_environment_variable_overrides_none_only(monkeypatch, fused_backend
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "reference")
     assert backends.resolve("cpu", None) == "reference"
     assert backends.resolve("cpu", fused_backend) == fused_backend
+    backends._resolved.cache_clear()
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "nonsense")
     with pytest.raises(ValueError, match=f"{ENVIRONMENT_VARIABLE} is 'nonsense'"):
         backends.resolve("cpu", None)
+    backends._resolved.cache_clear()
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "")
     assert backends.resolve("cpu", None) in backends.NAMES
 

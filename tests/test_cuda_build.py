@@ -214,10 +214,6 @@ def test_falling_back_from_triton_to_cuda_warns_once(installed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     broken = property(lambda self: lambda: "Triton is broken: mend it")
     monkeypatch.setattr(triton_backend.TritonBackend, "unavailable", broken)
-    backends._automatic.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match=r"slower 'cuda' backend .*triton: Triton is broken"):
-            assert backends.resolve("cuda", None) == "cuda"
-        assert backends.resolve("cuda", None) == "cuda"  # and no second warning
-    finally:
-        backends._automatic.cache_clear()
+    with pytest.warns(UserWarning, match=r"slower 'cuda' backend .*triton: Triton is broken"):
+        assert backends.resolve("cuda", None) == "cuda"
+    assert backends.resolve("cuda", None) == "cuda"  # and no second warning

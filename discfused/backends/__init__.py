@@ -69,6 +69,17 @@ def preferred(device_type: str) -> tuple[str, list[str]]:
 
 def resolve(device_type: str, requested: str | None) -> str:
     """The name of the backend that runs: the one asked for, or the fastest that can."""
+    return _resolved(device_type, requested)
+
+
+# torch.compile takes the answer as a constant instead of tracing how it was found. This is what
+# torch.compiler.assume_constant_result does, but that imports all of torch._dynamo.
+resolve._dynamo_marked_constant = True
+
+
+# Once for each pair: the environment is read slowly, and a fallback warns once.
+@functools.cache
+def _resolved(device_type: str, requested: str | None) -> str:
     source = f"backend is {requested!r}"
     if requested is None:
         requested = os.environ.get(ENVIRONMENT_VARIABLE) or None
@@ -88,12 +99,6 @@ def resolve(device_type: str, requested: str | None) -> str:
     return requested
 
 
-# torch.compile takes the answer as a constant instead of tracing how it was found. This is what
-# torch.compiler.assume_constant_result does, but that imports all of torch._dynamo.
-resolve._dynamo_marked_constant = True
-
-
-@functools.cache  # so a fallback warns once for each type of device
 def _automatic(device_type: str) -> str:
     name, reasons = preferred(device_type)
     if reasons:
@@ -101,6 +106,6 @@ def _automatic(device_type: str) -> str:
             f"discfused uses the slower {name!r} backend on {device_type} tensors ("
             + "; ".join(reasons)
             + f"). To silence this, set {ENVIRONMENT_VARIABLE}={name}.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return name
