@@ -22,7 +22,7 @@ struct Output {
 
   explicit Output(const Features& x) {
     constexpr uintptr_t kLine = 64;
-    constexpr size_t kLarge = size_t{4} << 20;  // would push everything else out of the cache
+    constexpr size_t kLarge = size_t{16} << 20;  // would push everything else out of the cache
     tensor = at::empty({x.N, x.D}, x.tensor.options());
     prepare(tensor);
     const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
