@@ -20,7 +20,7 @@ pytestmark = [
     ),
 ]
 
-SHAPES = [  # each path: few and many rows, a sort, one or several tiles; C <= N and C > N
+SHAPES = [  # each path: few and many rows, a sort, slots cut or not; one or several tiles; C > N
     (1, 1, 1), (3, 17, 1000), (37, 19, 10), (64, 64, 40), (256, 130, 100), (300, 33, 2),
     (1000, 257, 1500), (1024, 64, 1000), (1500, 130, 7), (3000, 1030, 100), (5000, 40, 9000),
     (40000, 96, 10), (33000, 40, 70000),
@@ -209,7 +209,7 @@ def test_few_launches_forward_and_one_backward(backend, shape, dtype):
 
     torch.autograd.grad(forward()[0], x, upstream)
     (penalty, _, _), names = launches(forward)
-    assert len(names) <= 6, names
+    assert len(names) <= {"triton": 6, "cuda": 24}[backend], names  # "cuda" has PyTorch sort
     _, names = launches(lambda: torch.autograd.grad(penalty, x, upstream))
     assert len(names) == 1, names
 
