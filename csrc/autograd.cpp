@@ -8,16 +8,14 @@
 
 #include <functional>
 #include <mutex>
-#include <optional>
-#include <tuple>
-#include <vector>
+
+#include "operators.h"
 
 namespace discfused {
 
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -119,10 +117,7 @@ Tensor gradient(
     const Tensor& features, at::TensorList rows, at::TensorList kept,
     const OptionalTensor& grad_penalty, const OptionalTensor& grad_gini,
     const OptionalTensor& grad_kl, int64_t activation, double gini_weight, double kl_weight) {
-  using Signature = Tensor(
-      const Tensor&, at::TensorList, at::TensorList, const OptionalTensor&, const OptionalTensor&,
-      const OptionalTensor&, int64_t, double, double);
-  static const auto op = find<B, Signature>("gradient");
+  static const auto op = find<B, operators::Gradient>("gradient");
   Tensor result;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -140,12 +135,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> terms(
     const Tensor& features, at::TensorList rows, c10::SymInt num_classes,
     const OptionalTensor& prior, int64_t activation, int64_t impurity, double gini_weight,
     double kl_weight) {
-  using Result = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
-  using Signature = Result(
-      const Tensor&, at::TensorList, c10::SymInt, const OptionalTensor&, int64_t, int64_t, double,
-      double);
-  static const auto op = find<B, Signature>("terms");
-  Result result;
+  static const auto op = find<B, operators::Terms<c10::SymInt>>("terms");
+  std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> result;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     result = op.call(
@@ -169,8 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> terms(
 template <Backend B>
 Tensor histogram_gradient(
     const Tensor& grad, const Tensor& features, at::TensorList rows, int64_t activation) {
-  using Signature = Tensor(const Tensor&, const Tensor&, at::TensorList, int64_t);
-  static const auto op = find<B, Signature>("histogram_gradient");
+  static const auto op = find<B, operators::HistogramGradient>("histogram_gradient");
   Tensor result;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -182,8 +172,7 @@ Tensor histogram_gradient(
 template <Backend B>
 Tensor histogram(
     const Tensor& features, at::TensorList rows, c10::SymInt num_classes, int64_t activation) {
-  using Signature = Tensor(const Tensor&, at::TensorList, c10::SymInt, int64_t);
-  static const auto op = find<B, Signature>("histogram");
+  static const auto op = find<B, operators::Histogram<c10::SymInt>>("histogram");
   Tensor result;
   {
     at::AutoDispatchBelowADInplaceOrView guard;

@@ -12,31 +12,29 @@
 
 namespace discfused::cpu {
 
-#define DISCFUSED_KERNELS_OF(isa)              \
-  namespace isa {                              \
-  extern const Kernels<float> kernels_float;   \
-  extern const Kernels<double> kernels_double; \
-  }
-DISCFUSED_KERNELS_OF(baseline)
-#ifdef DISCFUSED_X86
-DISCFUSED_KERNELS_OF(avx2)
-DISCFUSED_KERNELS_OF(avx512)
-#endif
-#undef DISCFUSED_KERNELS_OF
+namespace baseline {
+extern const KernelSet kernel_set;
+}
+namespace avx2 {
+extern const KernelSet kernel_set;
+}
+namespace avx512 {
+extern const KernelSet kernel_set;
+}
 
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
-
-Isa detect() {
+const KernelSet& detect() {
+#ifdef DISCFUSED_X86
   const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return Isa::kAvx512;
-  if (capability == "AVX2") return Isa::kAvx2;
-  return Isa::kBaseline;
+  if (capability == "AVX512") return avx512::kernel_set;
+  if (capability == "AVX2") return avx2::kernel_set;
+#endif
+  return baseline::kernel_set;
 }
 
-Isa isa() {
-  static const Isa detected = detect();
+const KernelSet& kernel_set() {
+  static const KernelSet& detected = detect();
   return detected;
 }
 
@@ -44,20 +42,12 @@ Isa isa() {
 
 template <>
 const Kernels<float>& kernels() {
-#ifdef DISCFUSED_X86
-  if (isa() == Isa::kAvx512) return avx512::kernels_float;
-  if (isa() == Isa::kAvx2) return avx2::kernels_float;
-#endif
-  return baseline::kernels_float;
+  return kernel_set().of_float;
 }
 
 template <>
 const Kernels<double>& kernels() {
-#ifdef DISCFUSED_X86
-  if (isa() == Isa::kAvx512) return avx512::kernels_double;
-  if (isa() == Isa::kAvx2) return avx2::kernels_double;
-#endif
-  return baseline::kernels_double;
+  return kernel_set().of_double;
 }
 
 void fence_streams() {

@@ -7,7 +7,6 @@
 
 #include "cpu/fresh_memory.h"
 #include "cpu/kept.h"
-#include "cpu/ops.h"
 
 namespace discfused::cpu {
 

@@ -4,7 +4,6 @@
 
 #include <memory>
 
-#include "cpu/ops.h"
 #include "cpu/tiles.h"
 
 namespace discfused::cpu {

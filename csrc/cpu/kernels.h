@@ -5,7 +5,12 @@
 // kPadding numbers, so that loops over them see whole vectors.
 #pragma once
 
+// Those of kernels_impl.h, too: it is compiled for another processor.
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define DISCFUSED_X86 1
@@ -88,6 +93,12 @@ struct Kernels {
       const ClassRows<Acc>& rows, Columns<const void*> x, const Acc* G, Columns<void*> dx,
       bool stream);
   WriteRows write_rows[kActivations][kFeatureTypes];
+};
+
+// The kernels for one instruction set.
+struct KernelSet {
+  Kernels<float> of_float;
+  Kernels<double> of_double;
 };
 
 // The kernels for the processor at hand.

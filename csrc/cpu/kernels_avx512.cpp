@@ -1,11 +1,5 @@
 // Kernels for x86 processors with AVX-512, as at::get_cpu_capability() understands it.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-
 #include "cpu/kernels.h"
 
 #ifdef DISCFUSED_X86

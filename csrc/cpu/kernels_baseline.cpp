@@ -1,11 +1,5 @@
 // Kernels for the instruction set that the whole library is compiled for.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-
 #include "cpu/kernels.h"
 
 #ifdef DISCFUSED_X86

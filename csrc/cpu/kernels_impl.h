@@ -266,9 +266,7 @@ constexpr Kernels<Acc> make_kernels() {
   return kernels;
 }
 
-extern const Kernels<float> kernels_float;
-extern const Kernels<double> kernels_double;
-const Kernels<float> kernels_float = make_kernels<float>();
-const Kernels<double> kernels_double = make_kernels<double>();
+extern const KernelSet kernel_set;
+const KernelSet kernel_set{make_kernels<float>(), make_kernels<double>()};
 
 }  // namespace discfused::cpu::DISCFUSED_ISA

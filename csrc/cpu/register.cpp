@@ -2,10 +2,15 @@
 
 #include <torch/library.h>
 
-#include "cpu/ops.h"
 #include "cpu/rows.h"
+#include "operators.h"
 
 namespace discfused::cpu {
+
+operators::Terms<int64_t> terms;
+operators::Gradient gradient;
+operators::Histogram<int64_t> histogram;
+operators::HistogramGradient histogram_gradient;
 
 TORCH_LIBRARY_IMPL(discfused, CPU, library) {
   library.impl("cpu_rows", TORCH_FN(rows));

@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "cpu/checks.h"
-
 namespace discfused::cpu {
 
 namespace {
@@ -112,7 +110,7 @@ std::vector<at::Tensor> soft(
 }  // namespace
 
 std::vector<at::Tensor> rows(
-    const at::Tensor& target, const std::optional<at::Tensor>& sample_weight, int64_t num_classes,
+    const at::Tensor& target, const OptionalTensor& sample_weight, int64_t num_classes,
     int64_t ignore_index, at::ScalarType dtype) {
   const bool is_soft = target.is_floating_point();
   TORCH_CHECK_VALUE(

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "operators.h"
 
 namespace discfused::cpu {
 
@@ -30,7 +31,7 @@ struct Rows {
 // [S] (-1 for a slot without a class); weight = share [N], sizes [S].
 // Soft labels: index is empty; weight = m [N, C].
 std::vector<at::Tensor> rows(
-    const at::Tensor& target, const std::optional<at::Tensor>& sample_weight, int64_t num_classes,
+    const at::Tensor& target, const OptionalTensor& sample_weight, int64_t num_classes,
     int64_t ignore_index, at::ScalarType dtype);
 
 inline bool is_soft(at::TensorList rows) { return rows[1].dim() == 2; }

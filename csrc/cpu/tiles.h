@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/checks.h"
 #include "cpu/rows.h"
 
 namespace discfused::cpu {

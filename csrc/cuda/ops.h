@@ -1,17 +1,10 @@
 // The operators of discfused/backends/contract.py on CUDA tensors.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <optional>
-#include <tuple>
-#include <vector>
-
 #include "cuda/kernels.h"
+#include "operators.h"
 
 namespace discfused::cuda {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // `rows` of hard labels. `bad` [1], int32, in memory that the device can write, gets the number of
 // labels out of range, if there are any; their rows do not count.
@@ -19,21 +12,10 @@ std::vector<at::Tensor> rows_flagged(
     const at::Tensor& target, const OptionalTensor& sample_weight, int64_t num_classes,
     int64_t ignore_index, at::ScalarType dtype, at::Tensor bad);
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> terms(
-    const at::Tensor& features, at::TensorList rows, int64_t num_classes,
-    const OptionalTensor& prior, int64_t activation, int64_t impurity, double gini_weight,
-    double kl_weight);
-
-at::Tensor gradient(
-    const at::Tensor& features, at::TensorList rows, at::TensorList kept,
-    const OptionalTensor& grad_penalty, const OptionalTensor& grad_gini,
-    const OptionalTensor& grad_kl, int64_t activation, double gini_weight, double kl_weight);
-
-at::Tensor histogram(
-    const at::Tensor& features, at::TensorList rows, int64_t num_classes, int64_t activation);
-
-at::Tensor histogram_gradient(
-    const at::Tensor& grad, const at::Tensor& features, at::TensorList rows, int64_t activation);
+operators::Terms<int64_t> terms;
+operators::Gradient gradient;
+operators::Histogram<int64_t> histogram;
+operators::HistogramGradient histogram_gradient;
 
 Stream current_stream(const at::Tensor& tensor);
 

@@ -1,5 +1,4 @@
-// Tensors as the kernels' parameters. What is checked here is what a direct caller of the operators
-// could break; the Python side has checked user input before, all but the labels.
+// Tensors as the kernels' parameters.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -13,11 +12,6 @@
       at::kHalf, at::kBFloat16, (features).scalar_type(), "discfused", __VA_ARGS__)
 
 namespace discfused::cuda {
-
-inline void check_shape(const at::Tensor& tensor, at::IntArrayRef shape, const char* name) {
-  TORCH_CHECK_VALUE(
-      tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", expected ", shape);
-}
 
 inline at::ScalarType accumulated(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

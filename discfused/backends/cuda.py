@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from discfused._definitions import accumulation_dtype
-from discfused.backends import _library
+from discfused.backends import _library, gpu
 from discfused.backends.bad_labels import bad_labels
 from discfused.backends.contract import hard_slots
-from discfused.backends.soft_rows import soft_rows
 
 
 class CudaBackend:
@@ -22,20 +20,17 @@ class CudaBackend:
     # csrc/cuda/tensors.h says what is where.
 
     def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
-        N, C = target.shape[0], num_classes
         if target.is_floating_point():
-            return target.new_empty((N, C), dtype=dtype), target.new_empty(N + C + 1, dtype=dtype)
-        S = hard_slots(N, C)
+            return gpu.empty_soft_rows(target, dtype)
+        N = target.shape[0]
+        S = hard_slots(N, num_classes)
         index = target.new_empty(2 * N + 2 * S + 2, dtype=torch.int64)
         return index, target.new_empty(N + S + 1, dtype=dtype)
 
     def empty_kept(
         self, features: Tensor, rows: Sequence[Tensor], num_classes: int
     ) -> Sequence[Tensor]:
-        N, D = features.shape
-        S = num_classes if rows[0].is_floating_point() else hard_slots(N, num_classes)
-        dtype = accumulation_dtype(features.dtype)
-        return features.new_empty((S, D), dtype=dtype), features.new_empty(4 * D + S, dtype=dtype)
+        return gpu.empty_kept(features, rows, num_classes)
 
     def rows(
         self,
@@ -46,7 +41,7 @@ class CudaBackend:
         dtype: torch.dtype,
     ) -> Sequence[Tensor]:
         if target.is_floating_point():
-            return soft_rows(target, sample_weight, dtype)
+            return gpu.soft_rows(target, sample_weight, dtype)
         bad = bad_labels(target.device)
         bad.check()
         rows = torch.ops.discfused.cuda_rows_flagged(

@@ -21,11 +21,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from discfused._definitions import PROBABILITY_FLOOR, accumulation_dtype
-from discfused.backends import triton_sorted
+from discfused._definitions import PROBABILITY_FLOOR
+from discfused.backends import gpu, triton_sorted
 from discfused.backends.bad_labels import bad_labels
 from discfused.backends.contract import hard_slots
-from discfused.backends.soft_rows import soft_rows
 from discfused.backends.triton_runtime import interpreted, kernels, missing, on
 
 # Finding the order of rows by counting costs N * C comparisons; beyond these, a sort.
@@ -60,10 +59,6 @@ def _split(number: float) -> tuple[float, float]:
     return head, number - head if math.isfinite(head) else 0.0
 
 
-def _is_soft(rows: Sequence[Tensor]) -> bool:
-    return rows[0].is_floating_point()
-
-
 class TritonBackend:
     name = "triton"
 
@@ -74,13 +69,13 @@ class TritonBackend:
     def unavailable(self) -> str | None:
         return missing(interpreted())
 
-    # Of hard labels `index` and `weight` (triton_rows), else those of soft_rows.
+    # Of hard labels `index` and `weight` (triton_rows), else those of gpu.soft_rows.
 
     def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
-        N, C = target.shape[0], num_classes
         if target.is_floating_point():
-            return target.new_empty((N, C), dtype=dtype), target.new_empty(N + C + 1, dtype=dtype)
-        S = hard_slots(N, C)
+            return gpu.empty_soft_rows(target, dtype)
+        N = target.shape[0]
+        S = hard_slots(N, num_classes)
         index = target.new_empty(2 * N + 3 * S + 2, dtype=torch.int64)
         return index, target.new_empty(N + S + 1, dtype=dtype)
 
@@ -89,10 +84,7 @@ class TritonBackend:
     def empty_kept(
         self, features: Tensor, rows: Sequence[Tensor], num_classes: int
     ) -> Sequence[Tensor]:
-        N, D = features.shape
-        S = num_classes if _is_soft(rows) else hard_slots(N, num_classes)
-        dtype = accumulation_dtype(features.dtype)
-        return features.new_empty((S, D), dtype=dtype), features.new_empty(4 * D + S, dtype=dtype)
+        return gpu.empty_kept(features, rows, num_classes)
 
     def rows(
         self,
@@ -104,7 +96,7 @@ class TritonBackend:
     ) -> list[Tensor]:
         N, C = target.shape[0], num_classes
         if target.is_floating_point():
-            return soft_rows(target, sample_weight, dtype)
+            return gpu.soft_rows(target, sample_weight, dtype)
         index, weight = self.empty_rows(target, C, dtype)
         if N == 0:
             return [index.zero_(), weight.zero_()]
@@ -134,7 +126,7 @@ class TritonBackend:
         if no slot can have been cut."""
         (N, D), S, k = features.shape, table.shape[0], kernels()
         arguments = (features, *features.stride(), *rows, table)
-        if _is_soft(rows):
+        if gpu.is_soft(rows):
             blocks = _blocks("soft_table", table.dtype)
             grid = (_cdiv(S, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
             k.soft_table_kernel[grid](*arguments, N, S, D, ACT=activation, **blocks)
@@ -265,7 +257,7 @@ class TritonBackend:
             features, *features.stride(), *rows, table, *table.stride(), coef, *numbers, dx, N
         )  # fmt: skip
         with on(features):
-            if _is_soft(rows):
+            if gpu.is_soft(rows):
                 blocks = _blocks("soft_gradient", rows[1].dtype)
                 grid = (_cdiv(N, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
                 k.soft_gradient_kernel[grid](*arguments, C, D, **flags, **blocks)
