@@ -73,11 +73,20 @@ class FeaturesNode : public torch::autograd::Node {
   Formula formula_;
 };
 
+// Older releases of PyTorch hold nodes by std::shared_ptr, newer ones by c10::intrusive_ptr.
+template <typename Pointer = decltype(torch::autograd::Edge::function), typename... Arguments>
+Pointer make_node(Arguments&&... arguments) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
+    return std::make_shared<FeaturesNode>(std::forward<Arguments>(arguments)...);
+  } else {
+    return c10::make_intrusive<FeaturesNode>(std::forward<Arguments>(arguments)...);
+  }
+}
+
 template <Backend B>
 void record(
     const Tensor& features, std::initializer_list<Tensor> results, FeaturesNode::Formula formula) {
-  const std::shared_ptr<torch::autograd::Node> node(
-      new FeaturesNode(name_of(B), features, std::move(formula)), torch::autograd::deleteNode);
+  const auto node = make_node(name_of(B), features, std::move(formula));
   for (const Tensor& result : results) torch::autograd::set_history(result, node);
 }
 
