@@ -108,7 +108,7 @@ class FusedDiscLoss(nn.Module):
         if features is None and self.tap is not None:
             features = self.tap.take()
             _warn_without_gradient(logits, features)
-        loss, terms = fused_disc_loss(
+        loss, self.terms = fused_disc_loss(
             logits,
             target,
             features,
@@ -120,7 +120,6 @@ class FusedDiscLoss(nn.Module):
             return_terms=True,
             **self.options,
         )
-        self.__dict__["terms"] = terms  # nn.Module's own way takes a microsecond
         return loss
 
     def extra_repr(self) -> str:
