@@ -107,6 +107,9 @@ def test_no_more_graphs_than_cross_entropy_for_batches_of_one_row_and_of_none(ba
     assert count_graphs(FusedDiscLoss(backend=backend), sizes, C) <= expected + OLD
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="compiles a module anew for each of its floats"
+)
 def test_weights_that_change_do_not_compile_for_ever(backend):
     criterion = FusedDiscLoss(backend=backend)
     function, counter = compiled(criterion)
