@@ -64,6 +64,12 @@ def _define(backend: Any) -> None:
         library.register_fake(f"discfused::{name}", fake)
 
 
+# What CudaBackend.rows calls: `bad` gets the number of labels out of range, if there are any.
+_namespace.define(
+    "cuda_rows_flagged(Tensor target, Tensor? sample_weight, int num_classes, int ignore_index, "
+    "ScalarType dtype, Tensor(a!) bad) -> Tensor[]"
+)
+
 _operators = {}
 for _backend in backends.fused():
     _define(_backend)

@@ -1,4 +1,4 @@
-// Runs the kernels of csrc/cuda on the host; registers their operators for CPU tensors.
+// Runs the kernels of csrc/cuda on the host.
 
 #include "cuda_on_host.h"
 
@@ -7,9 +7,9 @@
 #include <memory>
 
 #include "cuda/gradient.cu"
-#include "cuda/ops.h"
 #include "cuda/rows.cu"
 #include "cuda/table.cu"
+#include "cuda/tensors.h"
 #include "cuda/terms.cu"
 
 on_host::Index threadIdx{}, blockIdx{};
@@ -96,15 +96,6 @@ void run(int64_t blocks, int count, const std::function<void()>& thread) {
 namespace discfused::cuda {
 
 Stream current_stream(const at::Tensor&) { return nullptr; }
-
-TORCH_LIBRARY_FRAGMENT(discfused, library) {
-  // A library that was compiled with its CUDA part has defined it.
-  if (!c10::Dispatcher::singleton().findSchema({"discfused::cuda_rows_flagged", ""})) {
-    library.def(kRowsFlaggedSchema);
-  }
-}
-
-TORCH_LIBRARY_IMPL(discfused, CPU, library) { implement(library); }
 
 }  // namespace discfused::cuda
 

@@ -23,10 +23,11 @@ def main(backend: str) -> None:
             y[::5] = -100
             y[: N // 2] = C // 2
             targets = [y, torch.rand(N, C, device="cuda")] if C <= 10 and N < 1000 else [y]
+            weights = torch.rand(N, device="cuda")
+            options = {"impurity": "collision", "prior": "uniform", "sample_weight": weights}
             for target in targets:
-                for impurity in ("gini", "collision"):
-                    terms = disc_terms(x, target, C, impurity=impurity, backend=backend)
-                    sum(terms).backward()
+                sum(disc_terms(x, target, C, backend=backend)).backward()
+                sum(disc_terms(x, target, C, backend=backend, **options)).backward()
                 class_histogram(x, target, C, backend=backend).sum().backward()
     torch.cuda.synchronize()
     print("swept", len(SHAPES), "shapes")

@@ -59,7 +59,7 @@ def on_host(tmp_path_factory):
         "cuda_on_host",
         [str(ROOT / "csrc/cuda/ops.cpp"), str(ROOT / "tests/cuda_on_host.cpp")],
         extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
-        extra_cflags=["-O1", "-g0", "-Wno-unknown-pragmas"],
+        extra_cflags=["-O1", "-g0", "-Wno-unknown-pragmas", "-DDISCFUSED_CUDA_KEY=CPU"],
         build_directory=str(folder),
         is_python_module=False,
     )

@@ -25,12 +25,12 @@ def test_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
-         str(HERE / "test_triton_interpreter.py")],
+         *(str(HERE / f"test_triton_{name}.py") for name in ("interpreter", "stages"))],
         capture_output=True, text=True, env=environment, cwd=HERE.parent, timeout=900,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed and int(passed[1]) > 200, run.stdout[-2000:]
+    assert passed and int(passed[1]) > 180, run.stdout[-2000:]
 
 
 @pytest.fixture

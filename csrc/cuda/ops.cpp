@@ -1,6 +1,5 @@
-#include "cuda/ops.h"
+// The operators of discfused/backends/contract.py on CUDA tensors.
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/diff.h>
 #include <ATen/ops/empty.h>
@@ -10,6 +9,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/xlogy.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "cuda/tensors.h"
 
@@ -118,6 +118,8 @@ void check_features(const at::Tensor& features) {
 
 }  // namespace
 
+// `rows` of hard labels. `bad` [1], int32, in memory that the device can write, gets the number of
+// labels out of range, if there are any; their rows do not count.
 std::vector<at::Tensor> rows_flagged(
     const at::Tensor& target, const OptionalTensor& sample_weight, int64_t num_classes,
     int64_t ignore_index, at::ScalarType dtype, at::Tensor bad) {
@@ -246,6 +248,19 @@ at::Tensor histogram_gradient(
         features, rows, table, C, checked(activation, kActivations, "activation"), true);
   });
   return dx;
+}
+
+// The tests run the kernels on the host, for CPU tensors.
+#ifndef DISCFUSED_CUDA_KEY
+#define DISCFUSED_CUDA_KEY CUDA
+#endif
+
+TORCH_LIBRARY_IMPL(discfused, DISCFUSED_CUDA_KEY, library) {
+  library.impl("cuda_rows_flagged", TORCH_FN(rows_flagged));
+  library.impl("cuda_terms", TORCH_FN(terms));
+  library.impl("cuda_gradient", TORCH_FN(gradient));
+  library.impl("cuda_histogram", TORCH_FN(histogram));
+  library.impl("cuda_histogram_gradient", TORCH_FN(histogram_gradient));
 }
 
 }  // namespace discfused::cuda

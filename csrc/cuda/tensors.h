@@ -5,13 +5,16 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
 
-#include "cuda/ops.h"
+#include "cuda/kernels.h"
+#include "operators.h"
 
 #define DISCFUSED_BY_FEATURES(features, ...) \
   AT_DISPATCH_FLOATING_TYPES_AND2(           \
       at::kHalf, at::kBFloat16, (features).scalar_type(), "discfused", __VA_ARGS__)
 
 namespace discfused::cuda {
+
+Stream current_stream(const at::Tensor& tensor);
 
 inline at::ScalarType accumulated(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

@@ -100,20 +100,18 @@ class TritonBackend:
         index, weight = self.empty_rows(target, C, dtype)
         if N == 0:
             return [index.zero_(), weight.zero_()]
-        S, k, bad = min(N, C), kernels(), bad_labels(target.device)
+        bad = bad_labels(target.device)
         bad.check()
         with on(target):
             if N > SCAN_ROWS or N * C > SCAN_COMPARISONS:
-                index = triton_sorted.rows(
-                    k, target, sample_weight, C, ignore_index, weight, bad.flag
-                )
+                index = triton_sorted.rows(target, sample_weight, C, ignore_index, weight, bad.flag)
             else:
                 blocks = _fitting("rows", dtype, "ROWS", N)
                 # Tensors that are not there are never read; any pointer will do.
                 given = weight if sample_weight is None else sample_weight
-                k.rows_kernel[(_cdiv(C + 1, blocks["CLASSES"]),)](
+                kernels().rows_kernel[(_cdiv(C + 1, blocks["CLASSES"]),)](
                     target, target.stride(0), given, given.stride(0), index, weight, bad.flag,
-                    N, S, C, ignore_index,
+                    N, min(N, C), C, ignore_index,
                     PRESENT=C > N, WEIGHTED=sample_weight is not None, **blocks,
                 )  # fmt: skip
         bad.check_now()
@@ -165,30 +163,30 @@ class TritonBackend:
         k = kernels()
         columns = _fitting("columns", dtype, "SLOTS", S)
         blocks, whole = _cdiv(D, columns["COLS"]), columns["SLOTS"] >= S
-        sums = table.new_empty((blocks, 2 + S if whole else 2))
+        column_sums = table.new_empty((blocks, 2 + S if whole else 2))
         scalars = (penalty, gini, kl, N, S, D, blocks)
         weights = (*_split(gini_weight), *_split(kl_weight))
         with on(features):
             parts, R = self._table(features, rows, table, activation)
             k.column_terms_kernel[(blocks,)](
-                table, parts, index, weight, coef, sums, N, S, D, R,
+                table, parts, index, weight, coef, column_sums, N, S, D, R,
                 FOLD=R > 0, WHOLE=whole, IMPURITY=impurity, **columns,
             )  # fmt: skip
             if whole:
                 k.whole_terms_kernel[(blocks,)](
-                    table, index, weight, prior, absent, coef, sums, *scalars, *weights,
+                    table, index, weight, prior, absent, coef, column_sums, *scalars, *weights,
                     **flags, **columns,
                 )  # fmt: skip
             else:
                 slots, finish = _blocks("slots", dtype), _blocks("finish", dtype)
                 slot_blocks = _cdiv(S, slots["SLOTS"])
-                lines = table.new_empty(slot_blocks * (D + 1))
+                slot_sums = table.new_empty(slot_blocks * (D + 1))
                 k.slot_terms_kernel[(slot_blocks,)](
-                    table, index, weight, prior, coef, lines, N, S, D, **flags, **slots
+                    table, index, weight, prior, coef, slot_sums, N, S, D, **flags, **slots
                 )
                 k.finish_kernel[(_cdiv(D, finish["COLS"]),)](
-                    absent, weight, coef, sums, lines, *scalars, slot_blocks, *weights,
-                    ABSENT=absent is not weight, **finish,
+                    absent, weight, coef, column_sums, slot_sums, *scalars, slot_blocks,
+                    *weights, ABSENT=absent is not weight, **finish,
                 )  # fmt: skip
         return penalty, gini, kl, [table, coef]
 

@@ -13,7 +13,11 @@ from discfused.backends.triton_math import (
 )
 from discfused.backends.triton_table import _piece, _read_places
 
-_NUMBERS = ["given", "gini_weight", "gini_rest", "kl_weight", "kl_rest"]
+# Upstream gradients are views at any offset where autograd makes them.
+_UPSTREAM = [
+    "grad_penalty", "grad_gini", "grad_kl", "given",
+    "gini_weight", "gini_rest", "kl_weight", "kl_rest",
+]  # fmt: skip
 
 
 @triton.jit
@@ -39,7 +43,7 @@ def _coefficients(coef, columns, inside, D, g1, g2, ACC: tl.constexpr):
     return inverse, g1 * scale * squares - g2 * projection, -g1 * scale * inverse
 
 
-@triton.jit(do_not_specialize=["N", "S", "R", *_NUMBERS])
+@triton.jit(do_not_specialize=["N", "S", "R", *_UPSTREAM])
 def gradient_kernel(
     x, row_stride, column_stride, index, weight, table, table_row_stride, table_column_stride, coef,
     grad_penalty, grad_gini, grad_kl, given, gini_weight, gini_rest, kl_weight, kl_rest,
@@ -80,7 +84,7 @@ def gradient_kernel(
         tl.store(to, _pull_back(value, g, ACT).to(dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["N", "S", *_NUMBERS])
+@triton.jit(do_not_specialize=["N", "S", *_UPSTREAM])
 def soft_gradient_kernel(
     x, row_stride, column_stride, m, weight, table, table_row_stride, table_column_stride, coef,
     grad_penalty, grad_gini, grad_kl, given, gini_weight, gini_rest, kl_weight, kl_rest,

@@ -1,6 +1,6 @@
 """What all Triton kernels of the features share: the mathematics of one element, and loads.
 
-`acc` is the accumulation type; every float is cast to it as soon as it is loaded (the interpreter
+ACC is the accumulation type; every float is cast to it as soon as it is loaded (the interpreter
 computes bfloat16 on bit patterns, and a GPU would round each step). Offsets are 64-bit: a row times
 its stride exceeds 2^31 at 1M rows of 4096. Loops whose bounds are known at run time only are
 `while` loops: old Triton's interpreter cannot run them as `for`. There are no atomics: each sum is
@@ -71,5 +71,5 @@ def _number(head, rest, ACC: tl.constexpr):
 
 @triton.jit
 def _columns(block, D, COLS: tl.constexpr):
-    columns = block.to(tl.int64) * COLS + tl.arange(0, COLS)
+    columns = (block * COLS + tl.arange(0, COLS)).to(tl.int64)
     return columns, columns < D

@@ -89,13 +89,11 @@ def rows_kernel(
     if not WEIGHTED:
         n = k.to(ACC)
     counts = classes < C
-    slot = classes
+    slot = classes  # S = C: the rows that do not count have a slot of their own, too
     here = classes <= C
     if PRESENT:
         slot = tl.where(counts, place, S)
         here = here & ((k > 0) | (classes == C))
-    else:
-        slot = tl.where(counts, classes, S)
     tl.store(start + slot, place, mask=here)
     tl.store(slot_count + slot, k, mask=here)
     here = here & counts

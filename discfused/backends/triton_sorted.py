@@ -6,9 +6,10 @@ PyTorch's own ops on N elements, of fixed shapes, deterministic, and without a s
 import torch
 from torch import Tensor
 
+from discfused.backends.triton_runtime import kernels
+
 
 def rows(
-    kernels,
     target: Tensor,
     sample_weight: Tensor | None,
     num_classes: int,
@@ -40,8 +41,9 @@ def rows(
         count = torch.cat((torch.where(opens, count, 0), N - counting))
         slot_class = torch.where(opens, key, -1)
     index = torch.cat((order, slot, start, count, slot_class))
-    kernels.sizes_kernel[(S + 1,)](
+    k = kernels()
+    k.sizes_kernel[(S + 1,)](
         w, w.sum(), (known & ~valid).sum(), index, weight, bad, N, S,
-        **kernels.BLOCKS[weight.dtype]["sizes"],
+        **k.BLOCKS[weight.dtype]["sizes"],
     )  # fmt: skip
     return index

@@ -16,27 +16,35 @@ FLOOR: tl.constexpr = tl.constexpr(1e-10)  # PROBABILITY_FLOOR
 
 
 @triton.jit
-def _add_slots(tile, n, T, squares, present):
-    """T, s2 and the number of classes present with the slots of one more tile. s2 is kept relative
-    to the T so far: H^2 itself could overflow, and vanish."""
+def _add_slots(
+    slots, T, squares, present, table, parts, index, weight, columns, inside, N, S, D, R,
+    FOLD: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """A tile of the table, after what it lacks (FOLD); T, s2 and the number of classes present with
+    its slots. s2 is kept relative to the T so far: H^2 itself could overflow, and vanish."""
+    ACC: tl.constexpr = table.dtype.element_ty
+    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
+    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+    if FOLD:
+        tile = _fold(tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES)
     before = T
     T += tl.sum(tile, axis=0)
     divisor = tl.where(T == 0, 1.0, T)
     share = tile / divisor[None, :]
     before = before / divisor
     squares = squares * before * before + tl.sum(share * share, axis=0)
-    return T, squares, present + tl.sum((n != 0).to(tl.int32), axis=0)
+    return tile, T, squares, present + tl.sum((n != 0).to(tl.int32), axis=0)
 
 
 @triton.jit(do_not_specialize=["N", "S", "R"])
 def column_terms_kernel(
-    table, parts, index, weight, coef, sums, N, S, D, R,
+    table, parts, index, weight, coef, column_sums, N, S, D, R,
     FOLD: tl.constexpr, WHOLE: tl.constexpr, IMPURITY: tl.constexpr,
     SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """The first three rows of coef from COLS columns of the table, after what it lacks (FOLD). A
-    line of sums [blocks, 2 or 2 + S]: over these columns, the number of live ones, the sum of
-    their impurities, and if all slots fit one tile (WHOLE), that of P for every slot."""
+    """The first three rows of coef from COLS columns of the table. A line of column_sums
+    [blocks, 2 or 2 + S]: over these columns, the number of live ones, the sum of their impurities,
+    and if all slots fit one tile (WHOLE), that of P for every slot."""
     ACC: tl.constexpr = table.dtype.element_ty
     program = tl.program_id(0)
     columns, inside = _columns(program, D, COLS)
@@ -44,23 +52,17 @@ def column_terms_kernel(
     squares = tl.zeros([COLS], dtype=ACC)
     present = tl.full([], 0, tl.int32)
     slots = tl.arange(0, SLOTS)
-    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
-    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
-    if FOLD:
-        tile = _fold(tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES)
-    T, squares, present = _add_slots(tile, n, T, squares, present)
+    tile, T, squares, present = _add_slots(
+        slots, T, squares, present, table, parts, index, weight, columns, inside, N, S, D, R,
+        FOLD, LINES,
+    )  # fmt: skip
     if not WHOLE:
         first = SLOTS
         while first < S:
-            slots = first + tl.arange(0, SLOTS)
-            mask = (slots < S)[:, None] & inside[None, :]
-            tile = _read(table, slots, columns, D, 1, mask, ACC)
-            n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
-            if FOLD:
-                tile = _fold(
-                    tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES
-                )
-            T, squares, present = _add_slots(tile, n, T, squares, present)
+            _, T, squares, present = _add_slots(
+                first + slots, T, squares, present, table, parts, index, weight, columns, inside,
+                N, S, D, R, FOLD, LINES,
+            )  # fmt: skip
             first += SLOTS
 
     inverse = 1.0 / tl.where(T == 0, 1.0, T) + 0.0 * T  # infinity * 0 is NaN: not a dead feature
@@ -83,22 +85,22 @@ def column_terms_kernel(
     width = 2
     if WHOLE:
         width += S
-    line = sums + program.to(tl.int64) * width
+    line = column_sums + program.to(tl.int64) * width
     tl.store(line, tl.sum(tl.where(dead, 0.0, 1.0).to(ACC), axis=0))
     tl.store(line + 1, tl.sum(tl.where(inside, impurity, 0.0), axis=0))
     if WHOLE:
-        q = tl.sum(tile * inverse[None, :], axis=1)
-        tl.store(line + 2 + slots, q, mask=slots < S)
+        P_sum = tl.sum(tile * inverse[None, :], axis=1)
+        tl.store(line + 2 + slots, P_sum, mask=slots < S)
 
 
 @triton.jit
 def _class_terms(
-    mass, live, slots, index, weight, prior, N, S, PRIOR: tl.constexpr, PRESENT: tl.constexpr
+    P_sum, L, slots, index, weight, prior, N, S, PRIOR: tl.constexpr, PRESENT: tl.constexpr
 ):
-    """A / L and the part of kl of every slot, from the sum of its P."""
-    ACC: tl.constexpr = mass.dtype
+    """A / L and the part of kl of every slot, from the sum of its P over the L live columns."""
+    ACC: tl.constexpr = P_sum.dtype
     there = slots < S
-    features = tl.where(live == 0, 1.0, live)
+    L = tl.where(L == 0, 1.0, L)
     if PRIOR:
         classes = slots.to(tl.int64)
         if PRESENT:
@@ -107,17 +109,18 @@ def _class_terms(
     else:
         n = tl.load(weight + N + slots, mask=there, other=0.0).to(ACC)
         pi = _divide(n, tl.load(weight + N + S).to(ACC))
-    q = mass / features
-    is_clamped = q < FLOOR
-    q = tl.where(is_clamped, FLOOR, q)
+    q = P_sum / L
+    floor = tl.full([], FLOOR, ACC)  # a comparison would round it to float32
+    is_clamped = q < floor
+    q = tl.where(is_clamped, floor, q)
     nothing = pi == 0
     kl = tl.where(nothing, 0.0, pi * _log(tl.where(nothing, 1.0, pi / q)))
-    return tl.where(is_clamped | nothing, 0.0, -pi / q / features), kl
+    return tl.where(is_clamped | nothing, 0.0, -pi / q / L), kl
 
 
 @triton.jit
 def _store_scalars(
-    live, impurity, divergence, absent, weight, penalty, gini, kl, N, S, D,
+    L, impurity, divergence, absent, weight, penalty, gini, kl, N, S, D,
     gini_weight, gini_rest, kl_weight, kl_rest, ABSENT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     gini_value = impurity / D
@@ -125,7 +128,7 @@ def _store_scalars(
     kl_value = divergence
     if ABSENT:
         kl_value += tl.load(absent).to(ACC)
-    kl_value = tl.where((live == 0) | (kl_value < 0), 0.0, kl_value)
+    kl_value = tl.where((L == 0) | (kl_value < 0), 0.0, kl_value)
     nothing = tl.load(weight + N + S).to(ACC) == 0  # no row counts
     gini_value = tl.where(nothing, 0.0, gini_value)
     kl_value = tl.where(nothing, 0.0, kl_value)
@@ -141,13 +144,13 @@ _WEIGHTS = ["gini_weight", "gini_rest", "kl_weight", "kl_rest"]
 
 @triton.jit(do_not_specialize=["N", "S", "blocks", *_WEIGHTS])
 def whole_terms_kernel(
-    table, index, weight, prior, absent, coef, sums, penalty, gini, kl, N, S, D, blocks,
+    table, index, weight, prior, absent, coef, column_sums, penalty, gini, kl, N, S, D, blocks,
     gini_weight, gini_rest, kl_weight, kl_rest,
     PRIOR: tl.constexpr, PRESENT: tl.constexpr,
     SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """A, the projection of COLS columns and the scalars from `sums` of column_terms_kernel. Every
-    program makes all A for itself, instead of a launch for them."""
+    """A, the projection of COLS columns and the scalars from `column_sums`. Every program
+    makes all A for itself, instead of a launch for them."""
     ACC: tl.constexpr = table.dtype.element_ty
     program = tl.program_id(0)
     columns, inside = _columns(program, D, COLS)
@@ -155,7 +158,7 @@ def whole_terms_kernel(
     there = slots < S
     tile = _read(table, slots, columns, D, 1, there[:, None] & inside[None, :], ACC)
     inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
-    mass = tl.zeros([LINES, SLOTS], dtype=ACC)
+    P_sum = tl.zeros([LINES, SLOTS], dtype=ACC)
     live = tl.zeros([LINES], dtype=ACC)
     impurity = tl.zeros([LINES], dtype=ACC)
     width = S + 2
@@ -163,14 +166,15 @@ def whole_terms_kernel(
     while first < blocks:
         lines = first + tl.arange(0, LINES)
         known = lines < blocks
-        mass += _read(sums + 2, lines, slots, width, 1, known[:, None] & there[None, :], ACC)
-        line = sums + lines.to(tl.int64) * width
+        mask = known[:, None] & there[None, :]
+        P_sum += _read(column_sums + 2, lines, slots, width, 1, mask, ACC)
+        line = column_sums + lines.to(tl.int64) * width
         live += tl.load(line, mask=known, other=0.0).to(ACC)
         impurity += tl.load(line + 1, mask=known, other=0.0).to(ACC)
         first += LINES
-    features = tl.sum(live, axis=0)
+    L = tl.sum(live, axis=0)
     A, divergence = _class_terms(
-        tl.sum(mass, axis=0), features, slots, index, weight, prior, N, S, PRIOR, PRESENT
+        tl.sum(P_sum, axis=0), L, slots, index, weight, prior, N, S, PRIOR, PRESENT
     )
     projection = tl.sum(A[:, None] * (tile * inverse[None, :]), axis=0)
     # A may be NaN, which a dead feature has nothing to do with.
@@ -179,7 +183,7 @@ def whole_terms_kernel(
     if program == 0:
         tl.store(coef + 4 * D + slots, A, mask=there)
         _store_scalars(
-            features, tl.sum(impurity, axis=0), tl.sum(divergence, axis=0), absent, weight,
+            L, tl.sum(impurity, axis=0), tl.sum(divergence, axis=0), absent, weight,
             penalty, gini, kl, N, S, D, gini_weight, gini_rest, kl_weight, kl_rest,
             PRIOR and PRESENT, ACC,
         )  # fmt: skip
@@ -187,46 +191,47 @@ def whole_terms_kernel(
 
 @triton.jit(do_not_specialize=["N", "S"])
 def slot_terms_kernel(
-    table, index, weight, prior, coef, lines, N, S, D,
+    table, index, weight, prior, coef, slot_sums, N, S, D,
     PRIOR: tl.constexpr, PRESENT: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """A of SLOTS slots, from their rows of H; then, while these are in cache, their part of the
-    projection: lines [blocks, D]. Their parts of kl follow, [blocks]."""
+    projection: slot_sums [blocks, D]. Their parts of kl follow, [blocks]."""
     ACC: tl.constexpr = table.dtype.element_ty
     block = tl.program_id(0)
     slots = block * SLOTS + tl.arange(0, SLOTS)
     there = slots < S
-    mass = tl.zeros([SLOTS, COLS], dtype=ACC)
+    P_sum = tl.zeros([SLOTS, COLS], dtype=ACC)
     live = tl.zeros([COLS], dtype=ACC)
-    first = block * 0
-    while first * COLS < D:
-        columns, inside = _columns(first, D, COLS)
+    column_block = 0
+    while column_block * COLS < D:
+        columns, inside = _columns(column_block, D, COLS)
         inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
         mask = there[:, None] & inside[None, :]
-        mass += _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
+        P_sum += _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
         live += tl.where(inverse == 0, 0.0, 1.0)
-        first += 1
+        column_block += 1
     A, divergence = _class_terms(
-        tl.sum(mass, axis=1), tl.sum(live, axis=0), slots, index, weight, prior, N, S,
+        tl.sum(P_sum, axis=1), tl.sum(live, axis=0), slots, index, weight, prior, N, S,
         PRIOR, PRESENT,
     )  # fmt: skip
     tl.store(coef + 4 * D + slots, A, mask=there)
-    tl.store(lines + tl.num_programs(0).to(tl.int64) * D + block, tl.sum(divergence, axis=0))
-    first = block * 0
-    while first * COLS < D:
-        columns, inside = _columns(first, D, COLS)
+    part = slot_sums + tl.num_programs(0).to(tl.int64) * D + block
+    tl.store(part, tl.sum(divergence, axis=0))
+    column_block = 0
+    while column_block * COLS < D:
+        columns, inside = _columns(column_block, D, COLS)
         inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
         mask = there[:, None] & inside[None, :]
         P = _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
         projection = tl.where(inverse == 0, 0.0, tl.sum(A[:, None] * P, axis=0))
-        tl.store(lines + block.to(tl.int64) * D + columns, projection, mask=inside)
-        first += 1
+        tl.store(slot_sums + block.to(tl.int64) * D + columns, projection, mask=inside)
+        column_block += 1
 
 
 @triton.jit(do_not_specialize=["N", "S", "blocks", "slot_blocks", *_WEIGHTS])
 def finish_kernel(
-    absent, weight, coef, sums, lines, penalty, gini, kl, N, S, D, blocks, slot_blocks,
-    gini_weight, gini_rest, kl_weight, kl_rest,
+    absent, weight, coef, column_sums, slot_sums, penalty, gini, kl, N, S, D, blocks,
+    slot_blocks, gini_weight, gini_rest, kl_weight, kl_rest,
     ABSENT: tl.constexpr, LINES: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """The projection of COLS columns from its parts, and the scalars."""
@@ -238,7 +243,7 @@ def finish_kernel(
     while first < slot_blocks:
         line = first + tl.arange(0, LINES)
         mask = (line < slot_blocks)[:, None] & inside[None, :]
-        value += _read(lines, line, columns, D, 1, mask, ACC)
+        value += _read(slot_sums, line, columns, D, 1, mask, ACC)
         first += LINES
     tl.store(coef + 3 * D + columns, tl.sum(value, axis=0), mask=inside)
     if program == 0:
@@ -249,9 +254,9 @@ def finish_kernel(
         while (first < blocks) | (first < slot_blocks):
             line = first + tl.arange(0, LINES)
             known = line < blocks
-            live += tl.load(sums + 2 * line, mask=known, other=0.0).to(ACC)
-            impurity += tl.load(sums + 2 * line + 1, mask=known, other=0.0).to(ACC)
-            part = lines + slot_blocks.to(tl.int64) * D + line
+            live += tl.load(column_sums + 2 * line, mask=known, other=0.0).to(ACC)
+            impurity += tl.load(column_sums + 2 * line + 1, mask=known, other=0.0).to(ACC)
+            part = slot_sums + slot_blocks.to(tl.int64) * D + line
             divergence += tl.load(part, mask=line < slot_blocks, other=0.0).to(ACC)
             first += LINES
         _store_scalars(
