@@ -108,3 +108,10 @@ def features(N: int, D: int, dtype: torch.dtype = torch.float64) -> Tensor:
     if D > 2:
         x[:, 1] = 0
     return x.to(dtype)
+
+
+OFF = {"gini_weight": 0.0, "kl_weight": 0.0}  # cross-entropy alone
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss.sum(), inputs)

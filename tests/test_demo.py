@@ -162,12 +162,14 @@ def test_the_table():
     ]
     terms = "0.700 | 0.0200"
     assert demo_report.report(runs).splitlines()[2:7] == [
-        f"| resnet | paper | ce | 92.00 | - | - | - | {terms} |",
-        "| resnet | paper | ce, smoothed labels | 92.00 | +0.00 +- 0.45 | -1.24 to +1.24 "
+        f"| resnet | paper | ce | 92.00 | - | - | - | - | {terms} |",
+        "| resnet | paper | ce, smoothed labels | 92.00 | +0.00 +- 0.45 | -1.24 to +1.24 | 1 "
         f"| undecided | {terms} |",
-        f"| resnet | paper | ce+gini | 94.00 | +2.00 +- 0.32 | +1.12 to +2.88 | gain | {terms} |",
-        f"| resnet | tuned | ce | 80.00 | - | - | - | {terms} |",
-        "| resnet | tuned | ce+gini+kl | 78.00 | -2.00 +- 0.32 | -2.88 to -1.12 | loss "
+        # t = 2 / sqrt(0.1) with 4 degrees of freedom
+        "| resnet | paper | ce+gini | 94.00 | +2.00 +- 0.32 | +1.12 to +2.88 | 0.0032 | gain "
+        f"| {terms} |",
+        f"| resnet | tuned | ce | 80.00 | - | - | - | - | {terms} |",
+        "| resnet | tuned | ce+gini+kl | 78.00 | -2.00 +- 0.32 | -2.88 to -1.12 | 0.0032 | loss "
         f"| {terms} |",
     ]
 

@@ -149,7 +149,7 @@ PARKED = 16  # bytes
 
 
 @pytest.mark.parametrize(("dtype", "target"), [*SAMPLE, *SLOW])
-def test_every_kernel_compiles_without_spills(dtype, target):
+def test_every_kernel_compiles_and_spills_no_more_than_is_parked(dtype, target):
     spills = []
     for name in variants(dtype):
         binary = compiled(dtype, name, target)

@@ -17,7 +17,7 @@ using Stream = CUstream_st*;  // cudaStream_t
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
-constexpr int kLeastBlocks = 2;  // of a multiprocessor; not told, ptxas spills to fit four
+constexpr int kLeastBlocks = 2;  // of a multiprocessor; without it ptxas spills to fit four
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kColumns = 4;
 constexpr int kTile = kWarp * kColumns;

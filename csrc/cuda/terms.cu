@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) classes_kernel(const T
   if (threadIdx.x == 0) p.kl_parts[blockIdx.x] = kl;
 }
 
-// Into `totals`, which nobody needs any more.
+// Into `totals`: the parts of T have been used.
 template <typename A>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks)
     projection_kernel(const TermsParams<A> p) {

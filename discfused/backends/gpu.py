@@ -1,4 +1,4 @@
-"""What the two backends of GPUs have in common: soft labels, and what `terms` keeps."""
+"""What the two backends of GPUs have in common."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from discfused._definitions import accumulation_dtype
+from discfused.backends.bad_labels import bad_labels
 from discfused.backends.contract import hard_slots
 
 
@@ -22,14 +23,55 @@ def soft_rows(target: Tensor, sample_weight: Tensor | None, dtype: torch.dtype) 
     return [m, torch.cat(((m != 0).any(1).to(dtype), n, n.sum()[None]))]
 
 
-def empty_soft_rows(target: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    N, C = target.shape
-    return [target.new_empty((N, C), dtype=dtype), target.new_empty(N + C + 1, dtype=dtype)]
+class GpuBackend:
+    """`rows` and the shapes of what is kept; a backend puts rows of hard labels in order itself."""
 
+    @staticmethod
+    def index_numbers(N: int, S: int) -> int:
+        """How many integers the rows of hard labels take."""
+        raise NotImplementedError
 
-def empty_kept(features: Tensor, rows: Sequence[Tensor], num_classes: int) -> list[Tensor]:
-    """H [S, D], and four numbers of every column before one of every slot."""
-    N, D = features.shape
-    S = num_classes if is_soft(rows) else hard_slots(N, num_classes)
-    dtype = accumulation_dtype(features.dtype)
-    return [features.new_empty((S, D), dtype=dtype), features.new_empty(4 * D + S, dtype=dtype)]
+    def hard_rows(
+        self,
+        target: Tensor,
+        sample_weight: Tensor | None,
+        num_classes: int,
+        ignore_index: int,
+        dtype: torch.dtype,
+        bad: Tensor,
+    ) -> list[Tensor]:
+        """The stage `rows`; `bad` gets the number of labels out of range, if there are any."""
+        raise NotImplementedError
+
+    def rows(
+        self,
+        target: Tensor,
+        sample_weight: Tensor | None,
+        num_classes: int,
+        ignore_index: int,
+        dtype: torch.dtype,
+    ) -> list[Tensor]:
+        if target.is_floating_point():
+            return soft_rows(target, sample_weight, dtype)
+        bad = bad_labels(target.device)
+        bad.check()
+        rows = self.hard_rows(target, sample_weight, num_classes, ignore_index, dtype, bad.flag)
+        bad.check_now()
+        return rows
+
+    def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> list[Tensor]:
+        N, C = target.shape[0], num_classes
+        if target.is_floating_point():
+            return [target.new_empty((N, C), dtype=dtype), target.new_empty(N + C + 1, dtype=dtype)]
+        S = hard_slots(N, C)
+        index = target.new_empty(self.index_numbers(N, S), dtype=torch.int64)
+        return [index, target.new_empty(N + S + 1, dtype=dtype)]
+
+    def empty_kept(
+        self, features: Tensor, rows: Sequence[Tensor], num_classes: int
+    ) -> list[Tensor]:
+        """H [S, D], and four numbers of every column before one of every slot."""
+        N, D = features.shape
+        S = num_classes if is_soft(rows) else hard_slots(N, num_classes)
+        dtype = accumulation_dtype(features.dtype)
+        return [features.new_empty((S, D), dtype=dtype), features.new_empty(4 * D + S, dtype=dtype)]

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from discfused._definitions import PROBABILITY_FLOOR
-from discfused.backends import gpu, triton_sorted
+from discfused.backends import triton_sorted
 from discfused.backends.bad_labels import bad_labels
-from discfused.backends.contract import hard_slots
+from discfused.backends.gpu import GpuBackend, is_soft
 from discfused.backends.triton_runtime import interpreted, kernels, missing, on
 
 # Finding the order of rows by counting costs N * C comparisons; beyond these, a sort.
@@ -59,7 +59,7 @@ def _split(number: float) -> tuple[float, float]:
     return head, number - head if math.isfinite(head) else 0.0
 
 
-class TritonBackend:
+class TritonBackend(GpuBackend):
     name = "triton"
 
     @property
@@ -69,52 +69,37 @@ class TritonBackend:
     def unavailable(self) -> str | None:
         return missing(interpreted())
 
-    # Of hard labels `index` and `weight` (triton_rows), else those of gpu.soft_rows.
+    # triton_rows says what is in `index` and `weight`, triton_terms what in `coef`.
 
-    def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
-        if target.is_floating_point():
-            return gpu.empty_soft_rows(target, dtype)
-        N = target.shape[0]
-        S = hard_slots(N, num_classes)
-        index = target.new_empty(2 * N + 3 * S + 2, dtype=torch.int64)
-        return index, target.new_empty(N + S + 1, dtype=dtype)
+    @staticmethod
+    def index_numbers(N: int, S: int) -> int:
+        return 2 * N + 3 * S + 2
 
-    # H, and `coef` (triton_terms).
-
-    def empty_kept(
-        self, features: Tensor, rows: Sequence[Tensor], num_classes: int
-    ) -> Sequence[Tensor]:
-        return gpu.empty_kept(features, rows, num_classes)
-
-    def rows(
+    def hard_rows(
         self,
         target: Tensor,
         sample_weight: Tensor | None,
         num_classes: int,
         ignore_index: int,
         dtype: torch.dtype,
+        bad: Tensor,
     ) -> list[Tensor]:
         N, C = target.shape[0], num_classes
-        if target.is_floating_point():
-            return gpu.soft_rows(target, sample_weight, dtype)
         index, weight = self.empty_rows(target, C, dtype)
         if N == 0:
             return [index.zero_(), weight.zero_()]
-        bad = bad_labels(target.device)
-        bad.check()
         with on(target):
             if N > SCAN_ROWS or N * C > SCAN_COMPARISONS:
-                index = triton_sorted.rows(target, sample_weight, C, ignore_index, weight, bad.flag)
+                index = triton_sorted.rows(target, sample_weight, C, ignore_index, weight, bad)
             else:
                 blocks = _fitting("rows", dtype, "ROWS", N)
                 # Tensors that are not there are never read; any pointer will do.
                 given = weight if sample_weight is None else sample_weight
                 kernels().rows_kernel[(_cdiv(C + 1, blocks["CLASSES"]),)](
-                    target, target.stride(0), given, given.stride(0), index, weight, bad.flag,
+                    target, target.stride(0), given, given.stride(0), index, weight, bad,
                     N, min(N, C), C, ignore_index,
                     PRESENT=C > N, WEIGHTED=sample_weight is not None, **blocks,
                 )  # fmt: skip
-        bad.check_now()
         return [index, weight]
 
     def _table(
@@ -124,7 +109,7 @@ class TritonBackend:
         if no slot can have been cut."""
         (N, D), S, k = features.shape, table.shape[0], kernels()
         arguments = (features, *features.stride(), *rows, table)
-        if gpu.is_soft(rows):
+        if is_soft(rows):
             blocks = _blocks("soft_table", table.dtype)
             grid = (_cdiv(S, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
             k.soft_table_kernel[grid](*arguments, N, S, D, ACT=activation, **blocks)
@@ -255,7 +240,7 @@ class TritonBackend:
             features, *features.stride(), *rows, table, *table.stride(), coef, *numbers, dx, N
         )  # fmt: skip
         with on(features):
-            if gpu.is_soft(rows):
+            if is_soft(rows):
                 blocks = _blocks("soft_gradient", rows[1].dtype)
                 grid = (_cdiv(N, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
                 k.soft_gradient_kernel[grid](*arguments, C, D, **flags, **blocks)
