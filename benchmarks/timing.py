@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.cases import DIRECTIONS, Inputs, Plan
 
 MOST_CALLS = 50  # of a turn
+WARM_UP_CALLS = 5
 
 Rounds = list[list[float]]  # seconds of every call, round by round
 
@@ -98,8 +99,9 @@ def call(subject: Subject, device: str) -> tuple[float, float, float]:
 
 def calls_in(subject: Subject, device: str, seconds: float) -> int:
     """How many calls fit into a turn of so many seconds; also the warm-up."""
-    call(subject, device)
-    return max(1, min(MOST_CALLS, int(seconds / call(subject, device)[2])))
+    # The first calls wait for new memory: a count taken from them would make all turns short.
+    fastest = min(call(subject, device)[2] for _ in range(WARM_UP_CALLS))
+    return max(1, min(MOST_CALLS, int(seconds / fastest)))
 
 
 def turn(subject: Subject, device: str, count: int) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 // d loss / d features, from what `terms` kept or from a given gradient of the table
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 
 #include <cstring>
@@ -41,19 +42,30 @@ struct Output {
   }
 };
 
-// Hard labels: a row of G serves all rows of its class. fill(slot, first column, columns, G)
-template <typename Acc, typename Fill>
+// G of a table that holds G itself.
+template <typename Acc>
+struct GivenRows {
+  const Numbers<Acc> zeros, ones;
+
+  explicit GivenRows(int64_t width) : zeros(new Acc[width]()), ones(new Acc[width]) {
+    std::fill(ones.get(), ones.get() + width, Acc(1));
+  }
+  GradientRow<Acc> operator()(const Acc* row) const {
+    return {ones.get(), zeros.get(), ones.get(), row, Acc(0)};
+  }
+};
+
+// Hard labels: a row of G serves all rows of its class. row(slot, first column) is one.
+template <typename Acc, typename Row>
 void write_hard(
-    const Features& x, const Rows<Acc>& rows, int activation, const Output& dx, const Fill& fill) {
+    const Features& x, const Rows<Acc>& rows, int activation, const Output& dx, const Row& row) {
   const auto write_rows = kernels<Acc>().write_rows[activation][x.type];
-  for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t width, const auto& for_each) {
-    const Numbers<Acc> G(new Acc[width]);
+  for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t, const auto& for_each) {
     for_each([&](const Tile& tile) {
       const auto from = x.columns(tile.first_column, tile.columns);
       const auto to = dx.columns(tile.first_column, tile.columns);
       for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
-        fill(slot, tile.first_column, tile.columns, G.get());
-        write_rows(rows.of_slot(slot), from, G.get(), to, dx.stream);
+        write_rows(rows.of_slot(slot), from, row(slot, tile.first_column), to, dx.stream);
       }
     });
     if (dx.stream) fence_streams();
@@ -62,17 +74,18 @@ void write_hard(
 }
 
 // Soft labels: each row has a combination of the rows of G.
-template <typename Acc, typename Fill>
+template <typename Acc, typename Row>
 void write_soft(
     const Features& x, const SoftRows<Acc>& soft, int activation, const Output& dx,
-    const Fill& fill) {
+    const Row& row) {
   const int64_t slots = soft.by_class().slots, width = padded(x.D);
   const Numbers<Acc> table(new Acc[slots * width]);
   at::parallel_for(0, slots, grain(slots * width, slots), [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
-      fill(slot, 0, x.D, table.get() + slot * width);
+      kernels<Acc>().store_gradient_row(row(slot, 0), width, table.get() + slot * width);
     }
   });
+  const GivenRows<Acc> given(width);
   const auto write_rows = kernels<Acc>().write_rows[activation][x.type];
   at::parallel_for(0, x.N, grain(x.N * x.D, x.N), [&](int64_t begin, int64_t end) {
     const Numbers<Acc> G(new Acc[2 * width]);
@@ -84,20 +97,20 @@ void write_soft(
         continue;
       }
       kernels<Acc>().combine(slots_of_row, {table.get(), width, width}, G.get(), G.get() + width);
-      write_rows({&i, &one, 1}, x.columns(0, x.D), G.get(), dx.columns(0, x.D), dx.stream);
+      write_rows({&i, &one, 1}, x.columns(0, x.D), given(G.get()), dx.columns(0, x.D), dx.stream);
     }
     if (dx.stream) fence_streams();
   });
 }
 
-template <typename Acc, typename Fill>
+template <typename Acc, typename Row>
 void write_gradient(
     const Features& x, const Rows<Acc>& rows, const SoftRows<Acc>* soft, int activation,
-    const Output& dx, const Fill& fill) {
+    const Output& dx, const Row& row) {
   if (soft) {
-    write_soft(x, *soft, activation, dx, fill);
+    write_soft(x, *soft, activation, dx, row);
   } else {
-    write_hard(x, rows, activation, dx, fill);
+    write_hard(x, rows, activation, dx, row);
   }
 }
 
@@ -131,10 +144,10 @@ at::Tensor gradient_as(
       constant[j] = g1 * kept.constant[j] - g2 * kept.projection[j];
       slope[j] = -g1 * kept.slope[j];
     }
-    write_gradient(x, rows, soft, activation, dx, [&](auto slot, auto first, auto count, Acc* G) {
-      kernels<Acc>().gradient_row(
-          {kept.inverse + first, constant.get() + first, slope.get() + first},
-          kept.H + slot * W + first, g2 * kept.slot_coef[slot], padded(count), G);
+    write_gradient(x, rows, soft, activation, dx, [&](int64_t slot, int64_t first) {
+      return GradientRow<Acc>{
+          kept.inverse + first, constant.get() + first, slope.get() + first,
+          kept.H + slot * W + first, g2 * kept.slot_coef[slot]};
     });
   });
   return dx.tensor;
@@ -146,16 +159,16 @@ at::Tensor histogram_gradient_as(
   TORCH_CHECK_VALUE(
       grad.dim() == 2 && grad.size(1) == x.D, "grad has shape ", grad.sizes(), ", expected [C, ",
       x.D, "]");
-  const at::Tensor table = grad.contiguous();
+  const int64_t width = padded(x.D);
+  const at::Tensor table = at::constant_pad_nd(grad, {0, width - x.D}).contiguous();
   const Acc* data = table.const_data_ptr<Acc>();
+  const GivenRows<Acc> given(width);
   const Output dx(x);
   with_rows<Acc>(
       row_tensors, x.N, grad.size(0), [&](const Rows<Acc>& rows, const SoftRows<Acc>* soft) {
-        const auto fill = [&](int64_t slot, int64_t first, int64_t count, Acc* G) {
-          const Acc* row = data + rows.slot_class[slot] * x.D + first;
-          std::fill(std::copy(row, row + count, G), G + padded(count), Acc(0));
-        };
-        write_gradient(x, rows, soft, activation, dx, fill);
+        write_gradient(x, rows, soft, activation, dx, [&](int64_t slot, int64_t first) {
+          return given(data + rows.slot_class[slot] * width + first);
+        });
       });
   return dx.tensor;
 }

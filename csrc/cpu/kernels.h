@@ -44,12 +44,11 @@ struct Columns {
   int64_t count;
 };
 
-// What the gradient of the table is made of, for each column: see gradient_row.
+// A row of the table's gradient: G_j = inverse_j (constant_j + slope_j H_j + offset)
 template <typename Acc>
-struct GradientCoefficients {
-  const Acc* inverse;
-  const Acc* constant;
-  const Acc* slope;
+struct GradientRow {
+  const Acc *inverse, *constant, *slope, *H;
+  Acc offset;
 };
 
 template <typename Acc>
@@ -77,11 +76,9 @@ struct Kernels {
   using Project = void (*)(const Acc* H, const Acc* inverse, Acc A, int64_t width, Acc* projection);
   Project project;
 
-  // G = inverse (constant + slope H + offset)
-  using GradientRow = void (*)(
-      const GradientCoefficients<Acc>& coefficients, const Acc* H, Acc offset, int64_t width,
-      Acc* G);
-  GradientRow gradient_row;
+  // out = G
+  using StoreGradientRow = void (*)(const GradientRow<Acc>& G, int64_t width, Acc* out);
+  StoreGradientRow store_gradient_row;
 
   // sum = sum_k share_k table_k
   using Combine =
@@ -90,8 +87,8 @@ struct Kernels {
 
   // dx_k = share_k phi'(x_k) G; `stream`: past the caches, where rows of dx are aligned to it
   using WriteRows = void (*)(
-      const ClassRows<Acc>& rows, Columns<const void*> x, const Acc* G, Columns<void*> dx,
-      bool stream);
+      const ClassRows<Acc>& rows, Columns<const void*> x, const GradientRow<Acc>& G,
+      Columns<void*> dx, bool stream);
   WriteRows write_rows[kActivations][kFeatureTypes];
 };
 

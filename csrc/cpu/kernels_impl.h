@@ -145,27 +145,53 @@ inline void write(T* to, V value, int64_t columns) {
   std::memcpy(to, &value, columns * sizeof(T));
 }
 
+template <typename Acc>
+inline Vector<Acc> gradient_at(const GradientRow<Acc>& G, int64_t j) {
+  const Vector<Acc> inner = load(G.constant + j) + load(G.slope + j) * load(G.H + j) + G.offset;
+  return load(G.inverse + j) * inner;
+}
+
+// R rows, each vector of G computed once for all of them and never stored.
+template <typename Phi, typename T, int R, typename Acc>
+inline void write_some_rows(
+    const ClassRows<Acc>& rows, int64_t k, Columns<const void*> x, const GradientRow<Acc>& G,
+    Columns<void*> dx, bool stream_rows) {
+  const T* row[R];
+  T* to[R];
+  Acc share[R];
+  for (int r = 0; r < R; ++r) {
+    row[r] = static_cast<const T*>(x.data) + rows.order[k + r] * x.row_stride;
+    to[r] = static_cast<T*>(dx.data) + rows.order[k + r] * dx.row_stride;
+    share[r] = rows.share[k + r];
+  }
+  const auto write_vector = [=](int64_t j, auto columns, auto put) {
+    const Vector<Acc> g = gradient_at(G, j);
+    for (int r = 0; r < R; ++r) {
+      const Vector<Acc> value =
+          Phi::template pull_back<Acc>(read(row[r] + j, columns), g * share[r]);
+      put(to[r] + j, narrow<T>(value), columns);
+    }
+  };
+  if (stream_rows) {
+    const auto put = [](T* at, auto value, auto) { stream(at, value); };
+    for (int64_t j = 0; j < x.count; j += kLanes<Acc>) {
+      write_vector(j, std::integral_constant<int64_t, kLanes<Acc>>(), put);
+    }
+  } else {
+    const auto put = [](T* at, auto value, auto columns) { write(at, value, columns); };
+    for_each_vector<Acc>(x.count, [=](int64_t j, auto columns) { write_vector(j, columns, put); });
+  }
+}
+
 template <typename Phi, typename T, typename Acc>
 void write_rows(
-    const ClassRows<Acc>& rows, Columns<const void*> x, const Acc* G, Columns<void*> dx,
-    bool stream_rows) {
-  for (int64_t k = 0; k < rows.count; ++k) {
-    const T* row = static_cast<const T*>(x.data) + rows.order[k] * x.row_stride;
-    T* to = static_cast<T*>(dx.data) + rows.order[k] * dx.row_stride;
-    const Acc share = rows.share[k];
-    const auto gradient = [=](int64_t j, auto columns) {
-      const Vector<Acc> g = load(G + j) * share;
-      return narrow<T>(Phi::template pull_back<Acc>(read(row + j, columns), g));
-    };
-    if (stream_rows) {
-      for (int64_t j = 0; j < x.count; j += kLanes<Acc>) {
-        stream(to + j, gradient(j, std::integral_constant<int64_t, kLanes<Acc>>()));
-      }
-    } else {
-      for_each_vector<Acc>(
-          x.count, [=](int64_t j, auto columns) { write(to + j, gradient(j, columns), columns); });
-    }
+    const ClassRows<Acc>& rows, Columns<const void*> x, const GradientRow<Acc>& G,
+    Columns<void*> dx, bool stream_rows) {
+  int64_t k = 0;
+  for (; k + 2 <= rows.count; k += 2) {
+    write_some_rows<Phi, T, 2>(rows, k, x, G, dx, stream_rows);
   }
+  if (k < rows.count) write_some_rows<Phi, T, 1>(rows, k, x, G, dx, stream_rows);
 }
 
 // ---------------------------------------------------------------- rows of the table
@@ -223,14 +249,8 @@ void project(const Acc* H, const Acc* inverse, Acc A, int64_t width, Acc* projec
 }
 
 template <typename Acc>
-void gradient_row(
-    const GradientCoefficients<Acc>& coefficients, const Acc* H, Acc offset, int64_t width,
-    Acc* G) {
-  const auto [inverse, constant, slope] = coefficients;
-  for (int64_t j = 0; j < width; j += kLanes<Acc>) {
-    const Vector<Acc> inner = load(constant + j) + load(slope + j) * load(H + j) + offset;
-    store(G + j, load(inverse + j) * inner);
-  }
+void store_gradient_row(const GradientRow<Acc>& G, int64_t width, Acc* out) {
+  for (int64_t j = 0; j < width; j += kLanes<Acc>) store(out + j, gradient_at(G, j));
 }
 
 template <typename Acc>
@@ -261,7 +281,7 @@ constexpr Kernels<Acc> make_kernels() {
   kernels.normalize = normalize<Acc>;
   kernels.dot = dot<Acc>;
   kernels.project = project<Acc>;
-  kernels.gradient_row = gradient_row<Acc>;
+  kernels.store_gradient_row = store_gradient_row<Acc>;
   kernels.combine = combine<Acc>;
   return kernels;
 }
