@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 
 #include <cstring>
-#include <memory>
 
 #include "cpu/fresh_memory.h"
 #include "cpu/kept.h"
@@ -12,9 +11,6 @@
 namespace discfused::cpu {
 
 namespace {
-
-template <typename Acc>
-using Numbers = std::unique_ptr<Acc[]>;
 
 struct Output {
   at::Tensor tensor;
@@ -76,9 +72,8 @@ void write_hard(
 // Soft labels: each row has a combination of the rows of G.
 template <typename Acc, typename Row>
 void write_soft(
-    const Features& x, const SoftRows<Acc>& soft, int activation, const Output& dx,
-    const Row& row) {
-  const int64_t slots = soft.by_class().slots, width = padded(x.D);
+    const Features& x, const Rows<Acc>& rows, int activation, const Output& dx, const Row& row) {
+  const int64_t slots = rows.slots, width = padded(x.D);
   const Numbers<Acc> table(new Acc[slots * width]);
   at::parallel_for(0, slots, grain(slots * width, slots), [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
@@ -91,7 +86,7 @@ void write_soft(
     const Numbers<Acc> G(new Acc[2 * width]);
     const Acc one = 1;
     for (int64_t i = begin; i < end; ++i) {
-      const ClassRows<Acc> slots_of_row = soft.of_row(i);
+      const ClassRows<Acc> slots_of_row = rows.slots_of_row(i);
       if (slots_of_row.count == 0) {
         dx.zero(i);
         continue;
@@ -101,17 +96,6 @@ void write_soft(
     }
     if (dx.stream) fence_streams();
   });
-}
-
-template <typename Acc, typename Row>
-void write_gradient(
-    const Features& x, const Rows<Acc>& rows, const SoftRows<Acc>* soft, int activation,
-    const Output& dx, const Row& row) {
-  if (soft) {
-    write_soft(x, *soft, activation, dx, row);
-  } else {
-    write_hard(x, rows, activation, dx, row);
-  }
 }
 
 template <typename Acc>
@@ -136,20 +120,20 @@ at::Tensor gradient_as(
   check_shape(kept_tensors[0], {Kept<Acc>::numbers(S, x.D)}, "kept[0]");
   const at::Tensor memory = kept_tensors[0].contiguous();
   const Kept<Acc> kept(const_cast<Acc*>(memory.const_data_ptr<Acc>()), S, x.D);
-  const int64_t C = is_soft(row_tensors) ? row_tensors[1].size(1) : S;
   const Output dx(x);
-  with_rows<Acc>(row_tensors, x.N, C, [&](const Rows<Acc>& rows, const SoftRows<Acc>* soft) {
-    const Numbers<Acc> constant(new Acc[W]), slope(new Acc[W]);
-    for (int64_t j = 0; rows.slots > 0 && j < W; ++j) {
-      constant[j] = g1 * kept.constant[j] - g2 * kept.projection[j];
-      slope[j] = -g1 * kept.slope[j];
-    }
-    write_gradient(x, rows, soft, activation, dx, [&](int64_t slot, int64_t first) {
-      return GradientRow<Acc>{
-          kept.inverse + first, constant.get() + first, slope.get() + first,
-          kept.H + slot * W + first, g2 * kept.slot_coef[slot]};
-    });
-  });
+  const Rows<Acc> rows(row_tensors, x.N, S);
+  const Numbers<Acc> constant(new Acc[W]), slope(new Acc[W]);
+  for (int64_t j = 0; rows.slots > 0 && j < W; ++j) {
+    constant[j] = g1 * kept.constant[j] - g2 * kept.projection[j];
+    slope[j] = -g1 * kept.slope[j];
+  }
+  const auto row = [&](int64_t slot, int64_t first) {
+    return GradientRow<Acc>{
+        kept.inverse + first, constant.get() + first, slope.get() + first,
+        kept.H + slot * W + first, g2 * kept.slot_coef[slot]};
+  };
+  (is_soft(row_tensors) ? write_soft<Acc, decltype(row)>
+                        : write_hard<Acc, decltype(row)>)(x, rows, activation, dx, row);
   return dx.tensor;
 }
 
@@ -164,12 +148,12 @@ at::Tensor histogram_gradient_as(
   const Acc* data = table.const_data_ptr<Acc>();
   const GivenRows<Acc> given(width);
   const Output dx(x);
-  with_rows<Acc>(
-      row_tensors, x.N, grad.size(0), [&](const Rows<Acc>& rows, const SoftRows<Acc>* soft) {
-        write_gradient(x, rows, soft, activation, dx, [&](int64_t slot, int64_t first) {
-          return given(data + rows.slot_class[slot] * width + first);
-        });
-      });
+  const Rows<Acc> rows(row_tensors, x.N, grad.size(0));
+  const auto row = [&](int64_t slot, int64_t first) {
+    return given(data + rows.slot_class[slot] * width + first);
+  };
+  (is_soft(row_tensors) ? write_soft<Acc, decltype(row)>
+                        : write_hard<Acc, decltype(row)>)(x, rows, activation, dx, row);
   return dx.tensor;
 }
 

@@ -2,8 +2,6 @@
 
 #include <ATen/ops/zeros.h>
 
-#include <memory>
-
 #include "cpu/tiles.h"
 
 namespace discfused::cpu {
@@ -15,20 +13,18 @@ at::Tensor histogram_as(const Features& x, at::TensorList row_tensors, int64_t C
   at::Tensor table = at::zeros({C, x.D}, x.accumulated());
   Acc* out = table.mutable_data_ptr<Acc>();
   const auto class_mean = kernels<Acc>().class_mean[activation][x.type];
-  with_rows<Acc>(row_tensors, x.N, C, [&](const Rows<Acc>& rows, const SoftRows<Acc>*) {
-    for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t width, const auto& for_each) {
-      const std::unique_ptr<Acc[]> H(new Acc[4 * width]());  // and totals that nobody reads
-      for_each([&](const Tile& tile) {
-        const auto columns = x.columns(tile.first_column, tile.columns);
-        for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
-          class_mean(
-              rows.of_slot(slot), columns, H.get(), H.get() + width, H.get() + 2 * width,
-              H.get() + 3 * width);
-          std::copy(
-              H.get(), H.get() + tile.columns,
-              out + rows.slot_class[slot] * x.D + tile.first_column);
-        }
-      });
+  const Rows<Acc> rows(row_tensors, x.N, C);
+  for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t width, const auto& for_each) {
+    const Numbers<Acc> H(new Acc[4 * width]());  // and totals that nobody reads
+    for_each([&](const Tile& tile) {
+      const auto columns = x.columns(tile.first_column, tile.columns);
+      for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
+        class_mean(
+            rows.of_slot(slot), columns, H.get(), H.get() + width, H.get() + 2 * width,
+            H.get() + 3 * width);
+        std::copy(
+            H.get(), H.get() + tile.columns, out + rows.slot_class[slot] * x.D + tile.first_column);
+      }
     });
   });
   return table;

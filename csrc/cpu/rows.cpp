@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace discfused::cpu {
 
@@ -132,71 +133,72 @@ std::vector<at::Tensor> rows(
 }
 
 template <typename Acc>
-Rows<Acc> hard_rows(at::TensorList rows, int64_t N, int64_t num_classes) {
+Rows<Acc>::Rows(at::TensorList rows, int64_t N, int64_t num_classes) {
+  TORCH_CHECK_VALUE(rows.size() == 2, "rows holds ", rows.size(), " tensors, expected 2");
+  if (is_soft(rows)) {
+    check_shape(rows[1], {N, num_classes}, "rows[1]");
+    sort_soft(rows[1].contiguous());
+    return;
+  }
   const int64_t S = std::min(N, num_classes);
   check_shape(rows[0], {N + 2 * S + 1}, "rows[0]");
   check_shape(rows[1], {N + S}, "rows[1]");
-  const int64_t* order = rows[0].const_data_ptr<int64_t>();
-  const int64_t* slot_class = order + N + S + 1;
-  const Acc* share = rows[1].const_data_ptr<Acc>();
-  const int64_t slots = std::find(slot_class, slot_class + S, -1) - slot_class;
-  return {slots, order, order + N, slot_class, share, share + N};
+  order = rows[0].const_data_ptr<int64_t>();
+  offsets = order + N;
+  slot_class = offsets + S + 1;
+  share = rows[1].const_data_ptr<Acc>();
+  sizes = share + N;
+  slots = std::find(slot_class, slot_class + S, -1) - slot_class;
 }
 
 template <typename Acc>
-SoftRows<Acc>::SoftRows(const at::Tensor& membership) {
+void Rows<Acc>::sort_soft(const at::Tensor& membership) {
   const int64_t N = membership.size(0), C = membership.size(1);
-  const at::Tensor contiguous = membership.contiguous();
-  const Acc* m = contiguous.const_data_ptr<Acc>();
+  const Acc* m = membership.const_data_ptr<Acc>();
   std::vector<double> size(C);
-  std::vector<int64_t> next(C);
+  std::vector<int64_t> next(C), slot_of(C);
   for (int64_t i = 0; i < N; ++i) {
     for (int64_t c = 0; c < C; ++c) {
       size[c] += m[i * C + c];
       next[c] += m[i * C + c] != 0;
     }
   }
-  std::vector<int64_t> slot_of(C, -1);
-  offsets_.push_back(0);
-  for (int64_t c = 0; c < C; ++c) {
+  const int64_t total = std::accumulate(next.begin(), next.end(), int64_t{0});
+  indices.resize(total + 2 * C + 1);
+  weights.resize(total + C);
+  int64_t* const first_rows = indices.data() + total;
+  int64_t* const classes = first_rows + C + 1;
+  slots = 0;
+  for (int64_t c = 0, begin = 0; c < C; ++c) {
     if (next[c] == 0) continue;
-    slot_of[c] = static_cast<int64_t>(slot_class_.size());
-    slot_class_.push_back(c);
-    sizes_.push_back(static_cast<Acc>(size[c]));
-    offsets_.push_back(offsets_.back() + next[c]);
-    next[c] = *(offsets_.end() - 2);
+    slot_of[c] = slots;
+    classes[slots] = c;
+    weights[total + slots] = static_cast<Acc>(size[c]);
+    first_rows[slots] = begin;
+    begin += std::exchange(next[c], begin);
+    first_rows[++slots] = begin;
   }
-  order_.resize(offsets_.back());
-  share_.resize(offsets_.back());
-  row_offsets_.push_back(0);
+  row_offsets.push_back(0);
   for (int64_t i = 0; i < N; ++i) {
     for (int64_t c = 0; c < C; ++c) {
       if (m[i * C + c] == 0) continue;
-      const Acc share = static_cast<Acc>(m[i * C + c] / size[c]);
+      const Acc part = static_cast<Acc>(m[i * C + c] / size[c]);
       const int64_t k = next[c]++;
-      order_[k] = i;
-      share_[k] = share;
-      row_slots_.push_back(slot_of[c]);
-      row_share_.push_back(share);
+      indices[k] = i;
+      weights[k] = part;
+      row_slots.push_back(slot_of[c]);
+      row_share.push_back(part);
     }
-    row_offsets_.push_back(static_cast<int64_t>(row_slots_.size()));
+    row_offsets.push_back(static_cast<int64_t>(row_slots.size()));
   }
+  order = indices.data();
+  offsets = first_rows;
+  slot_class = classes;
+  share = weights.data();
+  sizes = share + total;
 }
 
-template <typename Acc>
-Rows<Acc> SoftRows<Acc>::by_class() const {
-  return {
-      static_cast<int64_t>(slot_class_.size()),
-      order_.data(),
-      offsets_.data(),
-      slot_class_.data(),
-      share_.data(),
-      sizes_.data()};
-}
-
-template Rows<float> hard_rows(at::TensorList, int64_t, int64_t);
-template Rows<double> hard_rows(at::TensorList, int64_t, int64_t);
-template class SoftRows<float>;
-template class SoftRows<double>;
+template struct Rows<float>;
+template struct Rows<double>;
 
 }  // namespace discfused::cpu

@@ -3,7 +3,6 @@
 #include <ATen/ops/empty.h>
 
 #include <cmath>
-#include <memory>
 
 #include "cpu/fresh_memory.h"
 #include "cpu/kept.h"
@@ -17,9 +16,6 @@ enum Impurity : int64_t { kGini, kCollision, kImpurities };
 
 constexpr double kProbabilityFloor = 1e-10;
 constexpr int64_t kSquaresOfALogarithm = 16;
-
-template <typename Acc>
-using Numbers = std::unique_ptr<Acc[]>;
 
 // H and, summed over each range of slots, totals [ranges, 2, width]: of H and of its square
 template <typename Acc>
@@ -184,44 +180,43 @@ auto terms_as(
     const Features& x, at::TensorList row_tensors, int64_t C, const OptionalTensor& prior,
     int activation, int64_t impurity, double gini_weight, double kl_weight) {
   const at::TensorOptions options = x.accumulated();
-  return with_rows<Acc>(row_tensors, x.N, C, [&](const Rows<Acc>& rows, const SoftRows<Acc>* soft) {
-    const int64_t S = soft ? C : std::min(x.N, C);
-    at::Tensor memory = at::empty({Kept<Acc>::numbers(S, x.D)}, options);
-    prepare(memory);
-    const Kept<Acc> kept(memory.mutable_data_ptr<Acc>(), S, x.D);
-    double gini = 0, kl = 0;
-    if (rows.slots > 0) {
-      const std::vector<int64_t> ranges = slot_ranges(rows);
-      const int64_t count = static_cast<int64_t>(ranges.size()) - 1;
-      const Numbers<Acc> totals(new Acc[2 * count * kept.width]);
-      const Numbers<Acc> squares(new Acc[kept.width]);
-      fill_table(x, rows, ranges, activation, kept, totals.get());
-      normalize(kept, rows.slots, totals.get(), count, squares.get());
-      const Impurities impurities = impurity_term(kept, x.D, rows.slots, impurity, squares.get());
-      gini = impurities.mean;
-      at::Tensor pi;
-      if (prior) {
-        check_shape(*prior, {C}, "prior");
-        pi = prior->contiguous();
-      }
-      const Prior<Acc> classes(prior ? pi.const_data_ptr<Acc>() : nullptr, rows);
-      if (impurities.live > 0) {
-        kl = divergence(kept, ranges, classes, impurities.live) + classes.of_absent_classes(C);
-        if (kl < 0) kl = 0;  // by rounding
-      } else {
-        std::fill(kept.projection, kept.projection + kept.width, Acc(0));
-        std::fill(kept.slot_coef, kept.slot_coef + rows.slots, Acc(0));
-      }
+  const Rows<Acc> rows(row_tensors, x.N, C);
+  const int64_t S = is_soft(row_tensors) ? C : std::min(x.N, C);
+  at::Tensor memory = at::empty({Kept<Acc>::numbers(S, x.D)}, options);
+  prepare(memory);
+  const Kept<Acc> kept(memory.mutable_data_ptr<Acc>(), S, x.D);
+  double gini = 0, kl = 0;
+  if (rows.slots > 0) {
+    const std::vector<int64_t> ranges = slot_ranges(rows);
+    const int64_t count = static_cast<int64_t>(ranges.size()) - 1;
+    const Numbers<Acc> totals(new Acc[2 * count * kept.width]);
+    const Numbers<Acc> squares(new Acc[kept.width]);
+    fill_table(x, rows, ranges, activation, kept, totals.get());
+    normalize(kept, rows.slots, totals.get(), count, squares.get());
+    const Impurities impurities = impurity_term(kept, x.D, rows.slots, impurity, squares.get());
+    gini = impurities.mean;
+    at::Tensor pi;
+    if (prior) {
+      check_shape(*prior, {C}, "prior");
+      pi = prior->contiguous();
     }
-    const auto scalar = [&](double value) {
-      at::Tensor tensor = at::empty({}, options);
-      *tensor.mutable_data_ptr<Acc>() = static_cast<Acc>(value);
-      return tensor;
-    };
-    return std::make_tuple(
-        scalar(gini_weight * gini + kl_weight * kl), scalar(gini), scalar(kl),
-        std::vector<at::Tensor>{memory});
-  });
+    const Prior<Acc> classes(prior ? pi.const_data_ptr<Acc>() : nullptr, rows);
+    if (impurities.live > 0) {
+      kl = divergence(kept, ranges, classes, impurities.live) + classes.of_absent_classes(C);
+      if (kl < 0) kl = 0;  // by rounding
+    } else {
+      std::fill(kept.projection, kept.projection + kept.width, Acc(0));
+      std::fill(kept.slot_coef, kept.slot_coef + rows.slots, Acc(0));
+    }
+  }
+  const auto scalar = [&](double value) {
+    at::Tensor tensor = at::empty({}, options);
+    *tensor.mutable_data_ptr<Acc>() = static_cast<Acc>(value);
+    return tensor;
+  };
+  return std::make_tuple(
+      scalar(gini_weight * gini + kl_weight * kl), scalar(gini), scalar(kl),
+      std::vector<at::Tensor>{memory});
 }
 
 }  // namespace

@@ -6,11 +6,16 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "cpu/rows.h"
 
 namespace discfused::cpu {
+
+// Scratch memory.
+template <typename Acc>
+using Numbers = std::unique_ptr<Acc[]>;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -90,19 +95,6 @@ void for_each_tile(const std::vector<int64_t>& ranges, int64_t N, int64_t D, con
       }
     });
   });
-}
-
-// Rows as `terms` and `gradient` use them, whether labels are hard or soft: body(rows, soft), where
-// soft is null for hard labels.
-template <typename Acc, typename Body>
-auto with_rows(at::TensorList rows, int64_t N, int64_t num_classes, const Body& body) {
-  TORCH_CHECK_VALUE(rows.size() == 2, "rows holds ", rows.size(), " tensors, expected 2");
-  if (!is_soft(rows)) {
-    return body(hard_rows<Acc>(rows, N, num_classes), static_cast<SoftRows<Acc>*>(nullptr));
-  }
-  check_shape(rows[1], {N, num_classes}, "rows[1]");
-  SoftRows<Acc> soft(rows[1]);
-  return body(soft.by_class(), &soft);
 }
 
 inline int checked_activation(int64_t activation) {
