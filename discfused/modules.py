@@ -10,6 +10,11 @@ from discfused import _inputs
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT, LossTerms, fused_disc_loss
 from discfused.tap import FeatureTap
 
+_SHOWN = (
+    "gini_weight", "kl_weight", "ignore_index", "reduction", "label_smoothing", "activation",
+    "impurity", "feature_dim", "process_group", "backend",
+)  # fmt: skip
+
 
 class FusedDiscLoss(nn.Module):
     """loss = cross_entropy(logits, target) + gini_weight * gini + kl_weight * kl
@@ -23,7 +28,7 @@ class FusedDiscLoss(nn.Module):
         loss = criterion(model(images), target)
 
     Args: the keywords of `fused_disc_loss`, checked here; sample_weight belongs to a batch and is
-    an argument of the call. `gini_weight` and `kl_weight` may be set anew at any time.
+    an argument of the call. All but sample_weight are attributes, and may be set at any time.
 
     It has no parameters and adds nothing to a state_dict; class weights and a prior tensor move
     with `.to(device)`. Under DistributedDataParallel every process's loss is that of its own batch.
@@ -58,16 +63,14 @@ class FusedDiscLoss(nn.Module):
         self.kl_weight = _inputs.non_negative("kl_weight", kl_weight)
         _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
         _inputs.options(ignore_index, activation, impurity, feature_dim, process_group, backend)
-        self.options = {
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "label_smoothing": _inputs.label_smoothing(label_smoothing),
-            "activation": activation,
-            "impurity": impurity,
-            "feature_dim": feature_dim,
-            "process_group": process_group,
-            "backend": backend,
-        }
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = _inputs.label_smoothing(label_smoothing)
+        self.activation = activation
+        self.impurity = impurity
+        self.feature_dim = feature_dim
+        self.process_group = process_group
+        self.backend = backend
         for name, value in (("weight", weight), ("prior", prior)):
             if isinstance(value, Tensor):
                 check = _inputs.weights if name == "prior" else _inputs.numbers
@@ -92,7 +95,13 @@ class FusedDiscLoss(nn.Module):
         capture: str = "output",
         **options,
     ) -> "FusedDiscLoss":
-        """A criterion that takes the features from the model: see FeatureTap for the arguments."""
+        """A criterion that takes the features from the model: see FeatureTap for the arguments.
+
+        Without layers, feature_dim is -1 by default: an nn.Linear has its features last, for every
+        token of a sequence, too.
+        """
+        if layers is None:
+            options.setdefault("feature_dim", -1)
         criterion = cls(**options)
         criterion.tap = FeatureTap(model, layers, capture=capture)
         return criterion
@@ -115,16 +124,22 @@ class FusedDiscLoss(nn.Module):
             gini_weight=self.gini_weight,
             kl_weight=self.kl_weight,
             weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
             sample_weight=sample_weight,
+            activation=self.activation,
+            impurity=self.impurity,
             prior=self.prior,
+            feature_dim=self.feature_dim,
+            process_group=self.process_group,
+            backend=self.backend,
             return_terms=True,
-            **self.options,
         )
         return loss
 
     def extra_repr(self) -> str:
-        shown = {"gini_weight": self.gini_weight, "kl_weight": self.kl_weight, **self.options}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in _SHOWN)
 
 
 def _warn_without_gradient(logits: Tensor, features: Tensor | list[Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from discfused import _inputs
 
 CAPTURES = ("output", "input")
+_TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module")  # in the wrappers of torch.compile and FSDP
 
 
 class FeatureTap:
@@ -21,8 +22,9 @@ class FeatureTap:
             features = tap.take()
 
     Args:
-        model: any module; DistributedDataParallel and torch.compile wrappers are seen through.
-            Call the model itself: layers that run outside `model(...)` are not captured.
+        model: any module. Wrappers whose only child is `module` (DistributedDataParallel,
+            AveragedModel, DeepSpeed), and those of torch.compile and FSDP, are seen through. Call
+            the model itself: layers that run outside `model(...)` are not captured.
         layers: a name as in `model.named_modules()`, a module of the model, or a list of them; the
             prefixes `module.` and `_orig_mod.` may be there or not. Default: the last `nn.Linear`
             in the order of registration, whose *input* is captured.
@@ -75,7 +77,8 @@ class FeatureTap:
             )
             hook = probe.output if capture == "output" else probe.input
             self._handles.append(register(hook, with_kwargs=True))
-        self._handles.append(root.register_forward_hook(_Probe(self).stop))
+        stop = root.register_forward_hook(_Probe(self).stop, always_call=True)
+        self._handles.append(stop)
         _forget_compiled_code()
 
     def take(self) -> Tensor | list[Tensor]:
@@ -155,12 +158,16 @@ class _Probe:
     def stop(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.tap is not None:
             self.tap._running = False
+            if output is None:  # forward raised an error
+                self.tap._forget()
 
-    def output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        self._keep(output)
+    # Quantization moves hooks to new modules, which call them without kwargs.
 
-    def input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        value = args[0] if args else next(iter(kwargs.values()), None)
+    def output(self, module: nn.Module, args: tuple, *rest: Any) -> None:
+        self._keep(rest[-1])
+
+    def input(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        value = args[0] if args else next(iter((kwargs or {}).values()), None)
         self._keep(value, overwritten=getattr(module, "inplace", False))
 
     def _keep(self, value: Any, overwritten: bool = False) -> None:
@@ -196,7 +203,8 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _overwritten(tensor: Tensor, version: int | None) -> bool:
-    return version is not None and version != _version(tensor)
+    now = _version(tensor)
+    return None not in (version, now) and version != now
 
 
 def _forget_compiled_code() -> None:
@@ -206,19 +214,17 @@ def _forget_compiled_code() -> None:
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile and DistributedDataParallel, however nested."""
+    """The module inside all wrappers: those whose only child is the wrapped module."""
     while True:
         if isinstance(model, nn.DataParallel):
             raise TypeError(
                 "model is a DataParallel, whose replicas each see a part of the batch: use "
                 "torch.nn.parallel.DistributedDataParallel"
             )
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
+        children = dict(model.named_children())
+        if len(children) != 1 or not children.keys() & {"module", *_TRANSPARENT}:
             return model
+        (model,) = children.values()
 
 
 def _last_linear(root: nn.Module) -> nn.Module:
@@ -246,8 +252,8 @@ def _find(root: nn.Module, layer: object) -> nn.Module:
         )
     modules = {_canonical(name): module for name, module in root.named_modules()}
     name = _canonical(layer)
-    while name not in modules and name.startswith("module."):
-        name = name.removeprefix("module.")
+    while name not in modules and name.partition(".")[0] == "module":
+        name = name.partition(".")[2]
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or list(modules)[1:6]
         raise ValueError(
@@ -258,4 +264,4 @@ def _find(root: nn.Module, layer: object) -> nn.Module:
 
 
 def _canonical(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)

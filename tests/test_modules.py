@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -61,6 +62,30 @@ def test_weights_may_change_between_calls():
     assert criterion.terms.gini > 0  # still there to be logged
 
 
+def test_options_are_attributes_that_can_be_set():
+    criterion = FusedDiscLoss()
+    changes = {
+        "weight": torch.rand(C),
+        "ignore_index": 1,
+        "reduction": "sum",
+        "label_smoothing": 0.1,
+        "activation": "relu",
+        "impurity": "collision",
+    }
+    before = criterion(LOGITS, TARGET, FEATURES - 0.5)
+    for number, (name, value) in enumerate(changes.items(), 1):
+        setattr(criterion, name, value)
+        assert getattr(criterion, name) is value
+        after = criterion(LOGITS, TARGET, FEATURES - 0.5)
+        assert after != before, name
+        so_far = dict(list(changes.items())[:number])
+        assert after == fused_disc_loss(LOGITS, TARGET, FEATURES - 0.5, **so_far)
+        before = after
+    criterion.reduction = "median"
+    with pytest.raises(ValueError, match="reduction is 'median'"):
+        criterion(LOGITS, TARGET, FEATURES)
+
+
 def test_no_parameters_no_state():
     criterion = FusedDiscLoss(weight=torch.rand(C), prior=torch.rand(C))
     assert not list(criterion.parameters()) and not criterion.state_dict()
@@ -78,3 +103,12 @@ def test_copies_and_pickles_give_the_same_loss():
 def test_repr_shows_the_options():
     assert "gini_weight=0.5" in repr(FusedDiscLoss(gini_weight=0.5))
     assert "impurity='collision'" in repr(FusedDiscLoss(impurity="collision"))
+
+
+def test_the_features_of_a_tapped_linear_are_in_its_last_dimension():
+    head, tokens = torch.nn.Linear(D, C), torch.randn(N, 3, D)  # scores every token
+    criterion = FusedDiscLoss.attach(head)
+    loss = criterion(head(tokens).mean(1), TARGET)
+    expected = fused_disc_loss(head(tokens).mean(1), TARGET, tokens, feature_dim=-1)
+    assert loss == expected != fused_disc_loss(head(tokens).mean(1), TARGET, tokens)
+    assert FusedDiscLoss.attach(head, feature_dim=1).feature_dim == 1

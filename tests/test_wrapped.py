@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from discfused import FeatureTap, FusedDiscLoss
 from models import Net, batch
@@ -34,6 +35,64 @@ def test_names_resolve_through_wrappers(wrap, process_group):
         wrapped(x)
         assert tap.take().shape[1] == 12
     assert dict(model.named_modules()) == expected
+
+
+class Engine(nn.Module):
+    """Wraps a model as DeepSpeed does."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.module = model
+
+    def forward(self, *args):
+        return self.module(*args)
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, Engine, lambda m: Engine(AveragedModel(m))])
+def test_any_wrapper_is_seen_through(wrap):
+    wrapped, (x, y) = wrap(Net()), batch()
+    for name in ["blocks.0", "module.blocks.0", "module.module.blocks.0"]:
+        FeatureTap(wrapped, name).remove()
+    criterion = FusedDiscLoss.attach(wrapped)
+    assert criterion(wrapped(x), y).isfinite()
+
+
+def test_the_wrapped_layer_by_its_name_in_the_wrapper():
+    wrapped, x = Engine(nn.Linear(3, 2)), torch.randn(4, 3)
+    with FeatureTap(wrapped, "module", capture="input") as tap:
+        wrapped(x)
+        assert torch.equal(tap.take(), x)
+
+
+def test_a_compiled_criterion_beside_an_eager_model():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    expected = criterion(model(x), y)
+    compiled = torch.compile(criterion, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(model(x), y), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("layers", [None, "fc"])
+def test_quantization_of_an_attached_model(layers):
+    model, (x, y) = Net().eval(), batch()
+    plain = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    criterion = FusedDiscLoss.attach(model, layers)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert torch.equal(quantized(x), plain(x))
+    assert criterion(model(x), y).isfinite()  # the original is tapped as before
+
+
+def test_after_an_error_in_forward_nothing_is_captured():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model, "stem")
+    logits = model(x)
+    with pytest.raises(RuntimeError):
+        model(x[:, :, :4])  # too small for the second convolution
+    with pytest.raises(RuntimeError, match="no features were captured"):
+        criterion(logits, y)
+    assert criterion(model(x), y).isfinite()
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "compiled", "compiled ddp", "ddp of compiled"])
