@@ -106,7 +106,8 @@ def test_repr_shows_the_options():
 
 
 def test_the_features_of_a_tapped_linear_are_in_its_last_dimension():
-    head, tokens = torch.nn.Linear(D, C), torch.randn(N, 3, D)  # scores every token
+    head = torch.nn.Linear(D, C)  # scores every token
+    tokens = torch.randn(N, 3, D, requires_grad=True)
     criterion = FusedDiscLoss.attach(head)
     loss = criterion(head(tokens).mean(1), TARGET)
     expected = fused_disc_loss(head(tokens).mean(1), TARGET, tokens, feature_dim=-1)
