@@ -28,7 +28,8 @@ class FusedDiscLoss(nn.Module):
         loss = criterion(model(images), target)
 
     Args: the keywords of `fused_disc_loss`, checked here; sample_weight belongs to a batch and is
-    an argument of the call. All but sample_weight are attributes, and may be set at any time.
+    an argument of the call. All others are attributes and may be set at any time (a tensor as prior
+    by another tensor only).
 
     It has no parameters and adds nothing to a state_dict; class weights and a prior tensor move
     with `.to(device)`. Under DistributedDataParallel every process's loss is that of its own batch.
