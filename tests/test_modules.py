@@ -13,32 +13,32 @@ N, D, C = 12, 7, 4
 LOGITS, FEATURES, TARGET = torch.randn(N, C), torch.rand(N, D), torch.arange(N) % C
 
 
+TOKENS = (FEATURES - 0.5).unsqueeze(1).expand(N, 3, D) * torch.tensor([1.0, 2, 3]).view(3, 1)
+OPTIONS = {
+    "gini_weight": 0.7,
+    "kl_weight": 0.2,
+    "weight": torch.rand(C),
+    "ignore_index": 1,
+    "reduction": "sum",
+    "label_smoothing": 0.1,
+    "activation": "relu",
+    "impurity": "collision",
+    "prior": torch.rand(C),
+    "feature_dim": -1,
+}
+
+
 def test_every_option_reaches_the_function(backend):
-    options = {
-        "gini_weight": 0.7,
-        "kl_weight": 0.2,
-        "weight": torch.rand(C),
-        "ignore_index": 1,
-        "reduction": "sum",
-        "label_smoothing": 0.1,
-        "activation": "relu",
-        "impurity": "collision",
-        "prior": torch.rand(C),
-        "feature_dim": -1,
-        "backend": backend,
-    }
-    tokens = (FEATURES - 0.5).unsqueeze(1).expand(N, 3, D) * torch.tensor([1.0, 2, 3]).view(3, 1)
+    options = {**OPTIONS, "backend": backend}
     sample_weight = torch.rand(N)
     criterion = FusedDiscLoss(**options)
-    got = criterion(LOGITS, TARGET, tokens, sample_weight=sample_weight)
-    expected = fused_disc_loss(LOGITS, TARGET, tokens, sample_weight=sample_weight, **options)
+    got = criterion(LOGITS, TARGET, TOKENS, sample_weight=sample_weight)
+    expected = fused_disc_loss(LOGITS, TARGET, TOKENS, sample_weight=sample_weight, **options)
     assert got == expected
-    for name in options:  # and every one of them matters
-        if name == "backend":
-            continue
+    for name in OPTIONS:  # and every one of them matters
         fewer = {key: value for key, value in options.items() if key != name}
         try:
-            other = FusedDiscLoss(**fewer)(LOGITS, TARGET, tokens, sample_weight=sample_weight)
+            other = FusedDiscLoss(**fewer)(LOGITS, TARGET, TOKENS, sample_weight=sample_weight)
         except ValueError:
             continue
         assert other != expected, name
@@ -63,23 +63,14 @@ def test_weights_may_change_between_calls():
 
 
 def test_options_are_attributes_that_can_be_set():
-    criterion = FusedDiscLoss()
-    changes = {
-        "weight": torch.rand(C),
-        "ignore_index": 1,
-        "reduction": "sum",
-        "label_smoothing": 0.1,
-        "activation": "relu",
-        "impurity": "collision",
-    }
-    before = criterion(LOGITS, TARGET, FEATURES - 0.5)
-    for number, (name, value) in enumerate(changes.items(), 1):
+    criterion, so_far = FusedDiscLoss(), {}
+    before = criterion(LOGITS, TARGET, TOKENS)
+    for name, value in OPTIONS.items():
         setattr(criterion, name, value)
+        so_far[name] = value
         assert getattr(criterion, name) is value
-        after = criterion(LOGITS, TARGET, FEATURES - 0.5)
-        assert after != before, name
-        so_far = dict(list(changes.items())[:number])
-        assert after == fused_disc_loss(LOGITS, TARGET, FEATURES - 0.5, **so_far)
+        after = criterion(LOGITS, TARGET, TOKENS)
+        assert after == fused_disc_loss(LOGITS, TARGET, TOKENS, **so_far) != before, name
         before = after
     criterion.reduction = "median"
     with pytest.raises(ValueError, match="reduction is 'median'"):

@@ -38,17 +38,24 @@ def test_names_resolve_through_wrappers(wrap, process_group):
 
 
 class Engine(nn.Module):
-    """Wraps a model as DeepSpeed does."""
+    """Wraps a model as DeepSpeed does, or under another name, as FSDP."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, name: str = "module"):
         super().__init__()
-        self.module = model
+        self.add_module(name, model)
 
     def forward(self, *args):
-        return self.module(*args)
+        (model,) = self.children()
+        return model(*args)
 
 
-@pytest.mark.parametrize("wrap", [AveragedModel, Engine, lambda m: Engine(AveragedModel(m))])
+def sharded(model: nn.Module) -> nn.Module:
+    """Names as those of FSDP, which also wraps parts of a model."""
+    model.blocks = Engine(model.blocks, "_fsdp_wrapped_module")
+    return Engine(model, "_fsdp_wrapped_module")
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, Engine, lambda m: Engine(sharded(m)), sharded])
 def test_any_wrapper_is_seen_through(wrap):
     wrapped, (x, y) = wrap(Net()), batch()
     for name in ["blocks.0", "module.blocks.0", "module.module.blocks.0"]:
