@@ -8,7 +8,8 @@ from torch import Tensor
 
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
-# N, D, C: ones; odd sizes; more classes than samples; wider than a block of columns; many rows
+# N, D, C: ones; odd sizes; more classes than samples; wider than a block of columns; many rows, and
+# more of a class than are added up in one piece
 SHAPES = [
     (1, 1, 1),
     (2, 1, 2),
@@ -19,6 +20,7 @@ SHAPES = [
     (3, 17, 1000),
     (130, 257, 7),
     (300, 33, 2),
+    (1100, 18, 2),
 ]
 
 # How the same numbers may lie in memory.

@@ -17,11 +17,10 @@ struct Output {
   bool stream;
 
   explicit Output(const Features& x) {
-    constexpr uintptr_t kLine = 64;
     constexpr size_t kLarge = size_t{16} << 20;  // would push everything else out of the cache
     tensor = at::empty({x.N, x.D}, x.tensor.options());
     prepare(tensor);
-    const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    const auto address = reinterpret_cast<intptr_t>(tensor.const_data_ptr());
     stream = tensor.nbytes() >= kLarge && address % kLine == 0 &&
              x.D * tensor.element_size() % kLine == 0;
   }

@@ -19,6 +19,7 @@
 namespace discfused::cpu {
 
 constexpr int64_t kPadding = 16;
+constexpr int64_t kLine = 64;  // bytes of a line of the caches
 
 inline int64_t padded(int64_t columns) { return (columns + kPadding - 1) / kPadding * kPadding; }
 

@@ -125,16 +125,15 @@ void weighted_sum(
     }
     return add_rows<Phi, T, false, kTotals, 4>(rows, k, x, H, total, squares);
   }
-  const int64_t width = padded(x.count);
   for (int64_t begin = 0; begin < rows.count; begin += kPieceRows) {
     const ClassRows<Acc> piece{
         rows.order + begin, rows.share + begin, std::min(kPieceRows, rows.count - begin)};
     Acc* sum = begin == 0 ? H : scratch;
     weighted_sum<Phi, T, false>(piece, x, sum, total, squares, scratch);
     if (begin == 0) continue;
-    for (int64_t j = 0; j < width; ++j) H[j] += scratch[j];
+    for (int64_t j = 0; j < x.count; ++j) H[j] += scratch[j];
   }
-  for (int64_t j = 0; kTotals && j < width; ++j) {
+  for (int64_t j = 0; kTotals && j < x.count; ++j) {
     total[j] += H[j];
     squares[j] += H[j] * H[j];
   }
@@ -164,22 +163,27 @@ inline void write_some_rows(
     to[r] = static_cast<T*>(dx.data) + rows.order[k + r] * dx.row_stride;
     share[r] = rows.share[k + r];
   }
-  const auto write_vector = [=](int64_t j, auto columns, auto put) {
-    const Vector<Acc> g = gradient_at(G, j);
-    for (int r = 0; r < R; ++r) {
-      const Vector<Acc> value =
-          Phi::template pull_back<Acc>(read(row[r] + j, columns), g * share[r]);
-      put(to[r] + j, narrow<T>(value), columns);
-    }
+  const auto value_at = [=](int r, int64_t j, auto columns, Vector<Acc> g) {
+    return narrow<T>(Phi::template pull_back<Acc>(read(row[r] + j, columns), g * share[r]));
   };
-  if (stream_rows) {
-    const auto put = [](T* at, auto value, auto) { stream(at, value); };
-    for (int64_t j = 0; j < x.count; j += kLanes<Acc>) {
-      write_vector(j, std::integral_constant<int64_t, kLanes<Acc>>(), put);
+  if (!stream_rows) {
+    return for_each_vector<Acc>(x.count, [=](int64_t j, auto columns) {
+      const Vector<Acc> g = gradient_at(G, j);
+      for (int r = 0; r < R; ++r) write(to[r] + j, value_at(r, j, columns, g), columns);
+    });
+  }
+  // A line of each row at once: one that was left half streamed would go to memory in pieces.
+  constexpr std::integral_constant<int64_t, kLanes<Acc>> whole;
+  constexpr int64_t kVectors = kLine / sizeof(T) / whole;
+  for (int64_t j = 0; j < x.count; j += kVectors * whole) {
+    Vector<Acc> g[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) g[v] = gradient_at(G, j + v * whole);
+    for (int r = 0; r < R; ++r) {
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const int64_t at = j + v * whole;
+        stream(to[r] + at, value_at(r, at, whole, g[v]));
+      }
     }
-  } else {
-    const auto put = [](T* at, auto value, auto columns) { write(at, value, columns); };
-    for_each_vector<Acc>(x.count, [=](int64_t j, auto columns) { write_vector(j, columns, put); });
   }
 }
 

@@ -79,13 +79,16 @@ struct Tile {
 };
 
 // body(tiles) on several threads, where tiles(f) calls f(tile) for all of a thread. A row of a tile
-// fits the first-level cache; columns are split further only where threads would have no work.
+// fits the first-level cache; columns are split further only where threads would have no work, and
+// only between lines.
 template <typename Body>
 void for_each_tile(const std::vector<int64_t>& ranges, int64_t N, int64_t D, const Body& body) {
   constexpr int64_t kMostColumns = 2048, kFewestColumns = 256;
+  constexpr int64_t kLineColumns = kLine / 2;  // of the smallest type
   const int64_t count = static_cast<int64_t>(ranges.size()) - 1;
   const int64_t wanted = divide_up(2 * at::get_num_threads(), count);
-  const int64_t width = std::clamp(padded(divide_up(D, wanted)), kFewestColumns, kMostColumns);
+  const int64_t width =
+      std::clamp(divide_up(D, wanted * kLineColumns) * kLineColumns, kFewestColumns, kMostColumns);
   const int64_t across = divide_up(D, width), tasks = count * across;
   at::parallel_for(0, tasks, grain(N * D, tasks), [&](int64_t begin, int64_t end) {
     body(width, [&](const auto& visit) {
