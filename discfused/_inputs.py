@@ -77,13 +77,13 @@ def integer(name: str, value: object) -> int:
 
 
 def non_negative(name: str, value: object) -> float:
-    """The number as Python's own float; those of NumPy are taken, too."""
+    """The number as Python's own float; those of NumPy and of tensors are taken, too."""
     if type(value) is not float:
         try:
-            if isinstance(value, (bool, str, bytes, Tensor)):
+            if isinstance(value, (bool, str, bytes)) or getattr(value, "requires_grad", False):
                 raise TypeError
             value = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # of a tensor with several numbers
             raise TypeError(f"{name} is {value!r}, expected a number") from None
     if not 0 <= value < math.inf:  # NaN fails this, too
         raise ValueError(f"{name} is {value}, expected a finite number >= 0")
@@ -148,6 +148,10 @@ def features(value: object, feature_dim: int, activation: str) -> Tensor:
     phi again changes nothing then.
     """
     x = _floats("features", value)
+    if hasattr(x, "full_tensor"):
+        raise TypeError(
+            "features are a DTensor, expected a torch.Tensor: pass features.full_tensor()"
+        )
     if x.dim() < 2:
         raise ValueError(
             f"features have shape {_shape(x)}, expected [N, D] or [N, D, ...]: one row per sample"
@@ -214,10 +218,12 @@ def target(value: object, num_classes: int, ignore_index: int, device: torch.dev
         return t
     t = class_indices(t)
     if t.dim() != 1:
-        raise ValueError(
-            f"target has shape {_shape(t)}, expected class indices [N]"
-            + (": drop the last dimension with target.squeeze(1)" if t.shape[1:] == (1,) else "")
-        )
+        hint = ""
+        if t.shape[1:] == (1,):
+            hint = ": drop the last dimension with target.squeeze(1)"
+        elif t.shape[1:] == (num_classes,):
+            hint = f": class probabilities [N, {num_classes}] are floating, target.float()"
+        raise ValueError(f"target has shape {_shape(t)}, expected class indices [N]" + hint)
     return t
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,12 @@ class FusedDiscLoss(nn.Module):
         criterion = FusedDiscLoss()
         loss = criterion(logits, target, features)
 
-        criterion = FusedDiscLoss.attach(model)   # taps the input of the last nn.Linear
+        criterion = FusedDiscLoss.attach(model)   # taps what feeds the classifier
         loss = criterion(model(images), target)
+
+    The logits may be what a model of transformers or torchvision gives out: its `logits` are taken
+    (auxiliary ones do not count: add their cross-entropy yourself). An attached criterion takes the
+    features of the forward pass that made these logits, and raises an error where it has none.
 
     Args: the keywords of `fused_disc_loss`, checked here; sample_weight belongs to a batch and is
     an argument of the call. All others are attributes and may be set at any time (a tensor as prior
@@ -39,8 +44,7 @@ class FusedDiscLoss(nn.Module):
             is the impurity term, whichever impurity was chosen.
         tap: the FeatureTap of an attached criterion, else None.
 
-    Raises: as `fused_disc_loss`; RuntimeError when the tap holds nothing, because the model was not
-    called since the last loss.
+    Raises: as `fused_disc_loss`; and as FeatureTap.take.
     """
 
     def __init__(
@@ -98,8 +102,8 @@ class FusedDiscLoss(nn.Module):
     ) -> "FusedDiscLoss":
         """A criterion that takes the features from the model: see FeatureTap for the arguments.
 
-        Without layers, feature_dim is -1 by default: an nn.Linear has its features last, for every
-        token of a sequence, too.
+        Without layers, the features are in the last dimension, which feature_dim then is by
+        default; they are averaged over tokens, unless every token has its own target.
         """
         if layers is None:
             options.setdefault("feature_dim", -1)
@@ -109,14 +113,25 @@ class FusedDiscLoss(nn.Module):
 
     def forward(
         self,
-        logits: Tensor,
-        target: Tensor,
+        logits: Any = None,
+        target: Tensor | None = None,
         features: Tensor | Sequence[Tensor] | None = None,
         *,
         sample_weight: Tensor | None = None,
+        input: Any = None,  # what nn.CrossEntropyLoss calls the logits
     ) -> Tensor:
+        if logits is None:
+            logits = input
+        elif input is not None:
+            raise TypeError("logits and input are both given, and mean the same: pass one of them")
+        if not isinstance(logits, Tensor):
+            logits = getattr(logits, "logits", logits)
         if features is None and self.tap is not None:
-            features = self.tap.take()
+            features = self.tap.take(logits)
+            if not isinstance(features, list) and features.dim() == 3:
+                N, T, _ = features.shape
+                if N * T == logits.shape[0] != N:  # every token is a sample
+                    features = features.flatten(0, 1)
             _warn_without_gradient(logits, features)
         loss, self.terms = fused_disc_loss(
             logits,
@@ -138,6 +153,27 @@ class FusedDiscLoss(nn.Module):
             return_terms=True,
         )
         return loss
+
+    def compute_loss_func(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: int | Tensor | None = None
+    ) -> Tensor:
+        """The loss for `transformers.Trainer(..., compute_loss_func=criterion.compute_loss_func)`.
+
+        loss * n / num_items_in_batch, n the number of labels that are not ignored: summed over the
+        micro-batches of an accumulated step this is the mean cross-entropy of the whole batch, and
+        the mean of the micro-batches' terms, weighted by their sizes.
+
+        Raises:
+            ValueError: reduction is not "mean".
+        """
+        if self.reduction != "mean":
+            raise ValueError(f"reduction is {self.reduction!r}, expected 'mean' with a Trainer")
+        loss = self(outputs, labels)
+        if num_items_in_batch is None:
+            return loss
+        if labels.dtype.is_floating_point:
+            return loss * (labels.shape[0] / num_items_in_batch)
+        return loss * ((labels != self.ignore_index).sum() / num_items_in_batch)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in _SHOWN)

@@ -122,11 +122,13 @@ def test_weights_that_change_do_not_compile_for_ever(backend):
     assert counter.frame_count <= 3
 
 
-@pytest.mark.parametrize("when", ["before", "before, and run", "after"])
-def test_attached_to_a_compiled_model(backend, when):
+@pytest.mark.parametrize("layers", [None, "fc"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_attached_to_a_compiled_model(backend, when, layers):
     torch.manual_seed(1)
     model, (x, y) = Net(), batch()
-    plain = FusedDiscLoss.attach(model, backend=backend)
+    options = {"backend": backend, "capture": "input"}
+    plain = FusedDiscLoss.attach(model, layers, **options)
     expected = plain(model(x), y)
     expected.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
@@ -134,27 +136,82 @@ def test_attached_to_a_compiled_model(backend, when):
     model.zero_grad()
 
     if when == "after":
-        criterion = FusedDiscLoss.attach(model, backend=backend)
-        fast, _ = compiled(model)
-    else:
-        fast, _ = compiled(model)
-        if "run" in when:
-            fast(x)
-        criterion = FusedDiscLoss.attach(fast, backend=backend)
-    for _ in range(3):
+        criterion = FusedDiscLoss.attach(model, layers, **options)
+        if layers is None:  # the classifier is found in a pass that is not compiled
+            criterion(model(x), y)
+    fast, counter = compiled(model)
+    if when == "before":
+        criterion = FusedDiscLoss.attach(fast, layers, **options)
+    for _ in range(4):
         model.zero_grad()
         loss = criterion(fast(x), y)
         loss.backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
     assert list(model.state_dict()) == list(Net().state_dict())
+    assert counter.frame_count == 1
 
     logits = fast(x)
     criterion.tap.remove()
     fast(x)
     with pytest.raises(RuntimeError, match="was removed"):
         criterion(logits, y)
-    assert criterion.tap._captured == [None]
+    assert criterion.tap._passes.compiled == [None]
+
+
+def test_code_compiled_before_the_tap_is_an_error_with_a_cure(backend):
+    model, (x, y) = Net(), batch()
+    fast, _ = compiled(model)
+    fast(x)
+    criterion = FusedDiscLoss.attach(fast, "blocks", backend=backend)
+    with pytest.raises(RuntimeError, match=r"call torch\.compiler\.reset\(\) once"):
+        criterion(fast(x), y)
+    torch.compiler.reset()
+    torch.testing.assert_close(criterion(fast(x), y), criterion(model(x), y))
+
+
+def test_an_unrelated_model_is_not_compiled_anew():
+    other = nn.Sequential(nn.Linear(3, 2))
+    fast, counter = compiled(other)
+    fast(torch.randn(4, 3))
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    criterion(model(x), y)
+    criterion.tap.remove()
+    fast(torch.randn(4, 3))
+    assert counter.frame_count == 1
+
+
+def test_the_first_pass_is_compiled():
+    """It is recorded, which breaks its graph, but not those of later passes."""
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="" if OLD else "run the model once"):
+        compiled(model)[0](x)
+    counter = CompileCounterWithBackend("aot_eager")
+    fast = torch.compile(model, backend=counter)
+    for _ in range(4):
+        logits = fast(x)
+        torch.testing.assert_close(criterion(logits, y), criterion(model(x), y))
+    assert counter.frame_count == 1
+    features = criterion.tap.take(fast(x))
+    torch.testing.assert_close(model.fc(features), fast(x))
+
+
+def test_features_of_another_compiled_pass_are_refused():
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model, "blocks")
+    fast, _ = compiled(model)
+    first = fast(x)
+    fast(x + 1)
+    with pytest.raises(RuntimeError, match="no features were captured"):
+        criterion(first, y)
+    logits = fast(x)
+    with torch.no_grad():
+        fast(x + 1)
+    with pytest.raises(RuntimeError, match="no features were captured"):
+        criterion(logits, y)
+    assert criterion(fast(x), y).isfinite()
 
 
 def test_a_compiled_training_step(backend):
@@ -172,7 +229,7 @@ def test_a_compiled_training_step(backend):
         loss.backward()
     torch.testing.assert_close(loss, expected)
     assert counter.frame_count == 1
-    assert criterion.tap._captured == [None]
+    assert criterion.tap._passes.compiled == [None]
 
 
 def test_inductor(backend, monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ ROWS = [
     ["recipes/"],
     ["__init__.py"],
     ["modules.py"],
-    ["tap.py", "functional.py"],
+    ["tap/", "functional.py"],
     ["_ops.py"],
     ["_cross_entropy.py", "_inputs.py", "reference.py", "backends/"],
     ["_commit.py", "_definitions.py", "_version.py"],

@@ -149,8 +149,9 @@ def measure(model: nn.Module, data: Split, backend: str | None) -> Measured:
     images, digits = data.images[data.test], data.digits[data.test]
     model.eval()
     with torch.no_grad(), FeatureTap(model) as tap:
-        accuracy = (model(images).argmax(1) == digits).double().mean().item() * 100
-        features = tap.take()
+        logits = model(images)
+        features = tap.take(logits)
+    accuracy = (logits.argmax(1) == digits).double().mean().item() * 100
     gini, kl = disc_terms(features, digits, CLASSES, backend=backend)
     histogram = class_histogram(features, digits, CLASSES, backend=backend).cpu()
     return Measured(accuracy, gini.item(), kl.item(), histogram)

@@ -27,9 +27,10 @@ def evaluate(
     logits, targets, features = [], [], []
     with torch.no_grad(), FeatureTap(model, loss.layers, capture=loss.capture) as tap:
         for images, target in batches:
-            logits.append(model(images.to(device)).float())
+            output = model(images.to(device))
+            logits.append(output.float())
             targets.append(target.to(device))
-            features.append(pooled(tap.take(), loss))
+            features.append(pooled(tap.take(output), loss))
     model.train(was_training)
 
     logits, target = torch.cat(logits), torch.cat(targets)

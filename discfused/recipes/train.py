@@ -188,7 +188,7 @@ class Training:
         weights = optimization.term_weights(options.loss, self.step, self.steps, self.per_epoch)
         self.criterion.gini_weight, self.criterion.kl_weight = weights
         logits = self.model(images)
-        features = tap.take()
+        features = tap.take(logits)
         loss = self.criterion(logits, target, features)
         fabric.backward(loss)
         if options.train.clip is not None:

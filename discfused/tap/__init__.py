@@ -1,0 +1,275 @@
+"""FeatureTap: look at what a layer puts out, without touching the model's code."""
+
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from discfused import _inputs
+from discfused.tap.captured import Pass, Passes
+from discfused.tap.classifier import Classifier, Unclear
+from discfused.tap.hooks import Handles
+from discfused.tap.names import find, unwrap
+from discfused.tap.recorder import Recorder
+
+CAPTURES = ("output", "input")
+_resolving = threading.Lock()
+
+
+class FeatureTap:
+    """Captures the output (or input) of one or several layers in every forward of a model.
+
+        with FeatureTap(model, "layer4") as tap:
+            logits = model(images)
+            features = tap.take(logits)
+
+    Args:
+        model: any module. Wrappers whose only child is `module` (DistributedDataParallel,
+            AveragedModel, DeepSpeed), and those of torch.compile and FSDP, are seen through. Call
+            the model or a part of it as a module, model(x): hooks see no model.forward(x).
+        layers: a name as in `model.named_modules()`, a module of the model, or a list of them; the
+            prefixes `module.` and `_orig_mod.` may be there or not. Default: what feeds the
+            classifier, before dropout. It is found when features are first taken, from the
+            operators of that forward pass (which must not be compiled with fullgraph=True):
+            the classifier is the one linear layer (or 1 x 1 convolution) that leads to the logits.
+            Features then are in the last dimension. Where this cannot be told for sure, taking them
+            raises an error. print(tap) shows what was found.
+        capture: "output" or "input" of the layers. Of a tuple the first tensor is taken. A module
+            that runs several times in one forward gives its last run. The input of a layer that
+            works in place (ReLU(inplace=True)) is copied.
+
+    The model's parameters, buffers and state_dict do not change, and neither copies nor pickles of
+    it have the hooks. These go when the tap is removed, or is dropped. torch.jit.script needs
+    `tap.remove()` first. Code that torch.compile made before the tap was there, for this model or
+    one of its class, does not see it: call torch.compiler.reset() once.
+
+    Raises:
+        ValueError, TypeError: no such layer (near matches are listed), a model in DataParallel (use
+            DistributedDataParallel).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        *,
+        capture: str = "output",
+    ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+        _inputs.one_of("capture", capture, CAPTURES)
+        root = unwrap(model)
+        self._root = weakref.ref(root)
+        self._removed = ""  # why, once it is
+        self._handles, self._recorder = Handles(), Handles()
+        self._classifier: Classifier | None = None
+        self._single = layers is None or isinstance(layers, (str, nn.Module))
+        found = [] if layers is None else find(root, [layers] if self._single else layers)
+        self._passes = Passes(max(len(found), 1))
+        self._names = [name for name, _ in found]
+        self._capture = capture
+        for handles in (self._handles, self._recorder):
+            weakref.finalize(self, handles.remove)
+        if layers is None:
+            recorder = Recorder(self._passes, root)
+            for module in model.modules():  # with the wrappers, which compiled code is in
+                if not isinstance(module, torch.jit.ScriptModule):
+                    self._recorder.add(module, "forward_pre_hook", recorder.enter, with_kwargs=True)
+                    self._recorder.add(module, "forward_hook", recorder.leave, always_call=True)
+        else:
+            self._install([layer for _, layer in found], capture)
+
+    def take(self, output: Any) -> Tensor | list[Tensor]:
+        """The features of the forward pass that made `output`; a list if `layers` was one.
+
+        Args:
+            output: what the model gave out, or what was computed from it with a graph; a tensor, or
+                a tuple or dict of them.
+
+        Raises:
+            RuntimeError: there are no such features, with what to do.
+            ValueError: the classifier cannot be told.
+        """
+        if self._removed:
+            raise RuntimeError(f"this FeatureTap {self._removed}: attach a new one to the model")
+        passes = self._passes
+        if torch.compiler.is_compiling():
+            captured = passes.compiled
+            passes.compiled = [None] * passes.size
+            if any(tensor is None for tensor in captured):  # by a model that is not compiled
+                from discfused.tap import uncompiled
+
+                captured = uncompiled.take(self, output)
+        else:
+            captured = self._take(output)
+        if self._classifier is not None:
+            return self._classifier.features(captured[0])
+        return captured[0] if self._single else captured
+
+    def _take(self, output: Any) -> list[Tensor]:
+        self._stop_recording()
+        found, tensor = self._passes.of(output)
+        if len(found) > 1:
+            raise RuntimeError(
+                f"these logits were made by {len(found)} forward passes: call the criterion for "
+                "the logits of each, or pass features to it yourself"
+            )
+        if found and found[0].trace is not None:
+            self._resolve(found[0], tensor)
+        captured = found[0].captured if found else self._passes.compiled_for(output)
+        if captured is None:
+            raise RuntimeError(self._missing())
+        if found and found[0].overwritten():
+            raise RuntimeError(
+                "tapped features were overwritten after they were captured, as by a "
+                "torch.nn.ReLU(inplace=True): set inplace=False there, or tap that layer instead"
+            )
+        return captured
+
+    def _resolve(self, traced: Pass, logits: Tensor) -> None:
+        """One of the first forward passes: which layer to hook, and what it gave in this one."""
+        try:
+            classifier, features = traced.trace.classifier(logits)
+        except Unclear as why:
+            raise ValueError(
+                f"layers is None, and what feeds the classifier cannot be told, because {why}: "
+                "name the layer, as in attach(model, layers=...); the last ones that ran are "
+                + traced.trace.candidates()
+            ) from None
+        self._passes.resolve(traced, logits, features)
+        with _resolving:
+            if self._classifier is not None:
+                return
+            self._classifier = classifier
+            self._names, self._capture = [classifier.name], classifier.capture
+            self._passes.known = True
+            self._install([classifier.layer], classifier.capture)
+        self._stop_recording()
+
+    def _stop_recording(self) -> None:
+        # A pass that is being recorded, in this thread or another, ends by the hooks.
+        if self._passes.known and not self._passes.recordings:
+            self._recorder.remove()
+
+    def _install(self, layers: list[nn.Module], capture: str) -> None:
+        around = []
+        for depth, module in enumerate(self._root().modules()):
+            inside = set(module.modules())
+            if any(layer in inside for layer in layers):
+                around.append((module, _Around(self._passes, depth)))
+        for module, hooks in around:
+            self._handles.add(module, "forward_pre_hook", hooks.start)
+        for index, layer in enumerate(layers):
+            hooks = _Layer(self._passes, index)
+            if capture == "input":
+                self._handles.add(layer, "forward_pre_hook", hooks.input, with_kwargs=True)
+            else:
+                self._handles.add(layer, "forward_hook", hooks.output)
+        for module, hooks in around:
+            self._handles.add(module, "forward_hook", hooks.finish, always_call=True)
+
+    def _missing(self) -> str:
+        names = ", ".join(map(repr, self._names)) or "the layers of the model"
+        return (
+            f"no features were captured with these logits: pass what the model gave out; see that "
+            f"{names} ran as a module in that forward pass (model(x), not model.forward(x)); or "
+            "pass features to the criterion yourself"
+            + (
+                ". Code that torch.compile made before the tap was there, for this model or one of "
+                "its class, does not see the tap: call torch.compiler.reset() once"
+                if "torch._dynamo" in sys.modules
+                else ""
+            )
+        )
+
+    def remove(self) -> None:
+        """Takes the hooks off: the model is as it was before."""
+        self._handles.remove()
+        self._recorder.remove()
+        self._detach("was removed")
+
+    def __repr__(self) -> str:
+        found = [
+            f"{self._capture} of {name!r}" + (f" {list(shape)}" if shape is not None else "")
+            for name, shape in zip(self._names, self._passes.shapes, strict=False)
+        ]
+        unknown = "what feeds the classifier, before dropout; no forward pass so far"
+        return f"FeatureTap({self._removed or ', '.join(found) or unknown})"
+
+    def _detach(self, why: str) -> None:
+        self._passes = Passes(self._passes.size)
+        self._removed = why
+
+    def __enter__(self) -> "FeatureTap":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.remove()
+
+    def __deepcopy__(self, memo: dict) -> "FeatureTap":
+        copy = FeatureTap.__new__(FeatureTap)
+        copy.__setstate__(self.__getstate__())
+        return copy
+
+    def __getstate__(self) -> dict:
+        return {
+            "_single": self._single, "_names": self._names, "_capture": self._capture,
+            "_classifier": None,
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._handles, self._recorder = Handles(), Handles()
+        self._passes = Passes(1)
+        self._detach("is a copy, and hooks stay with the original")
+
+
+class _Around:
+    """Hooks of a module that holds a tapped layer, or is one."""
+
+    def __init__(self, passes: Passes, depth: int):
+        self.passes = passes
+        self.depth = depth
+
+    def start(self, module: nn.Module, args: tuple) -> None:
+        if not torch.compiler.is_compiling():
+            self.passes.start(self.depth)
+        elif self.depth == 0:
+            self.passes.compiled = [None] * self.passes.size
+
+    def finish(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.passes.finish(self.depth, output)
+
+
+class _Layer:
+    """Hooks of a tapped layer. Quantization hands them on without kwargs."""
+
+    def __init__(self, passes: Passes, index: int):
+        self.passes = passes
+        self.index = index
+
+    def output(self, module: nn.Module, args: tuple, *rest: Any) -> None:
+        self._keep(rest[-1], False)
+
+    def input(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        value = args[0] if args else next(iter((kwargs or {}).values()), None)
+        self._keep(value, getattr(module, "inplace", False))  # what comes before the layer's work
+
+    def _keep(self, value: Any, overwritten: bool) -> None:
+        if isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"a tapped layer gave a {type(value).__name__}, expected a tensor or a tuple that "
+                "begins with one: tap another layer, or pass features to the criterion yourself"
+            )
+        if not torch.compiler.is_compiling():
+            self.passes.keep(self.index, value.clone() if overwritten else value)
+        elif torch.compiler.is_dynamo_compiling():  # and not torch.export, which puts nothing out
+            # Compiled code does not tell what was written into a tensor later.
+            self.passes.compiled[self.index] = value.clone()

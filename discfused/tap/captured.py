@@ -1,0 +1,186 @@
+"""What was captured in which forward pass, found again by what that pass put out.
+
+A tensor with a graph leads to the pass through the graph, however it was changed since; the graph
+keeps what was captured. Without a graph, or where the output is what was captured, the outputs of
+the last passes are known by themselves.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discfused.tap.classifier import Trace, same, tensors
+
+_RECENT = 2  # forward passes: the features of a whole evaluation are not kept
+_TRACED = 8
+_PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Linear", "Convolution")  # nodes of a graph
+
+
+class Pass:
+    """One forward pass: what was captured; or all of it, while the classifier is not known."""
+
+    def __init__(self, size: int, depth: int, trace: Trace | None = None):
+        self.captured: list[Tensor | None] = [None] * size
+        self.versions: list[int | None] = [None] * size
+        self.depth = depth  # of the outermost module that was called
+        self.trace = trace
+        self.outputs: list[weakref.ref] = []
+
+    def keep(self, index: int, tensor: Tensor) -> None:
+        self.captured[index] = tensor
+        self.versions[index] = None if tensor.is_inference() else tensor._version
+
+    def overwritten(self) -> bool:
+        return any(
+            version is not None and not tensor.is_inference() and tensor._version != version
+            for tensor, version in zip(self.captured, self.versions, strict=True)
+        )
+
+
+class Passes:
+    """The forward passes of a model, shared by the hooks on it."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.running = threading.local()
+        self.shapes: list[torch.Size | None] = [None] * size  # of the last captured, to be shown
+        # Compiled code can only write to the same place each time: the last pass.
+        self.compiled: list[Tensor | None] = [None] * size
+        self._key = object()  # in the metadata of a graph's nodes
+        self.recordings = 0  # running, in all threads
+        self.known = False  # the classifier is
+        self._recent: list[Pass] = []
+        self._traced: list[Pass] = []
+
+    def start(self, depth: int) -> None:
+        self._traced = []
+        # What an interrupted pass has left is of the same depth, or a deeper one.
+        current = self.current()
+        if current is None or depth <= current.depth:
+            self.running.current = Pass(self.size, depth)
+
+    def current(self) -> Pass | None:
+        return getattr(self.running, "current", None)
+
+    def keep(self, index: int, tensor: Tensor) -> None:
+        current = self.current()
+        if current is not None:
+            current.keep(index, tensor)
+            self.shapes[index] = tensor.shape
+
+    def finish(self, depth: int, output: Any) -> None:
+        current = self.current()
+        if current is None:
+            return
+        if output is not None:  # else forward raised an error
+            self._bind(current, output, outermost=depth == current.depth)
+        if depth == current.depth:
+            self.running.current = None
+
+    def add_traced(self, trace: Trace) -> None:
+        self._traced = [*self._traced[1 - _TRACED :], Pass(self.size, 0, trace)]
+
+    def resolve(self, traced: Pass, logits: Tensor, features: Tensor) -> None:
+        """The classifier is known now: a traced pass becomes one like all that follow."""
+        self._traced = [each for each in self._traced if each is not traced]
+        traced.trace = None
+        traced.keep(0, features)
+        self.shapes[0] = features.shape
+        self._bind(traced, logits)
+
+    def _bind(self, current: Pass, output: Any, outermost: bool = True) -> None:
+        if any(tensor is None for tensor in current.captured):
+            return
+        graphs = [t.grad_fn for t in current.captured if t.grad_fn is not None]
+        newest = max((node._sequence_nr() for node in graphs), default=-1)
+        known = False
+        made = list(tensors(output))
+        # What was captured is alive as long as the pass is kept, so it cannot say how long that is.
+        others = [t for t in made if not any(t is captured for captured in current.captured)]
+        for tensor in others or (made if outermost else ()):
+            node = tensor.grad_fn
+            if node in graphs or (node is None and not graphs):
+                current.outputs.append(weakref.ref(tensor, self._prune))
+                known = True
+            # A node that the features were made by would keep them, and be kept by them, for ever.
+            elif node is not None and node._sequence_nr() > newest:
+                node.metadata[self._key] = current
+        if known:
+            before = [each for each in self._recent if each is not current]
+            self._recent = [*before[1 - _RECENT :], current]
+
+    def _prune(self, dead: Any = None) -> None:
+        self._recent = [
+            each for each in self._recent if any(ref() is not None for ref in each.outputs)
+        ]
+
+    def of(self, output: Any) -> tuple[list[Pass], Tensor | None]:
+        """The passes that made the tensors in `output`; of a traced one, which tensor it knows."""
+        made = list(tensors(output))
+        for each in reversed(self._recent):
+            if any(same(ref(), tensor) for ref in each.outputs for tensor in made):
+                return [each], None
+        traces = self._traced
+        if (recording := getattr(self.running, "recording", None)) is not None:
+            traces = [*traces, Pass(self.size, 0, recording.trace)]
+        for each in reversed(traces):
+            for tensor in made:
+                if (result := each.trace.result(tensor)) is not None:
+                    return [each], result
+        found: list[Pass] = []
+        traced = {
+            node: (each, tensor)
+            for each in traces
+            for node, tensor in each.trace.gradient_functions().items()
+        }
+        recent = {t.grad_fn: each for each in self._recent for t in each.captured}
+        for node, stop in _graph(made):
+            if node in traced:
+                return [traced[node][0]], traced[node][1]
+            if traced and node.name().startswith(_PRODUCTS):
+                stop()  # what follows was made of features, not of logits
+            each = node.metadata.get(self._key) or recent.get(node)
+            if each is not None:
+                stop()
+                if each not in found:
+                    found.append(each)
+        return found, None
+
+    def compiled_for(self, output: Any) -> list[Tensor] | None:
+        """What compiled code captured last, if it belongs to the output."""
+        captured, self.compiled = self.compiled, [None] * self.size
+        if any(tensor is None for tensor in captured):
+            return None
+        made = list(tensors(output))
+        if not any(tensor.grad_fn is not None for tensor in made):
+            return captured if all(t.grad_fn is None for t in captured) else None
+        wanted = {_copied(tensor.grad_fn) for tensor in captured}
+        for node, _ in _graph(made):
+            wanted.discard(node)
+            if not wanted:
+                return captured
+        return None
+
+
+def _copied(node: Any) -> Any:
+    """The node of what was copied, which a compiler for debugging leaves as a node of its own."""
+    is_copy = node is not None and node.name() == "CloneBackward0"
+    return node.next_functions[0][0] if is_copy else node
+
+
+def _graph(made: list[Tensor]) -> Iterator[tuple[Any, Any]]:
+    """Every node that the tensors were made by, and a function that goes no further from there."""
+    waiting = [tensor.grad_fn for tensor in made if tensor.grad_fn is not None]
+    seen = set()
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        further = [following for following, _ in node.next_functions if following is not None]
+        yield node, further.clear
+        waiting += further

@@ -1,0 +1,236 @@
+"""Finds what feeds a model's classifier, before dropout, in one recorded forward pass.
+
+From the logits back over what neither mixes features nor classes, to the one matrix product whose
+output they are; from its input back over dropout; and from there to the layer that takes that
+tensor in or gives it out. What is not of this form is refused: nothing is guessed.
+"""
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_PRODUCTS = {"linear", "matmul", "mm", "__matmul__", *_CONVOLUTIONS}
+# They give the same numbers in another form.
+_SAME = {
+    "flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous", "clone", "to",
+    "type", "type_as", "float", "double", "half", "bfloat16", "view_as", "expand_as",
+}  # fmt: skip
+_SELECT = {"__getitem__", "select", "gather", "index_select", "take_along_dim"}
+# Between the product and the logits, also these.
+_AFTER = _SAME | _SELECT | {
+    "narrow", "chunk", "split", "unbind", "expand", "transpose", "permute",
+    "movedim", "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "mul", "__mul__",
+    "__rmul__", "__imul__", "mul_", "div", "__truediv__", "mean", "sum", "stack", "relu", "relu_",
+    "neg", "__neg__",    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d",
+}  # fmt: skip
+_KEPT = 64  # of the last results, the tensors themselves: the classifier comes late
+
+
+class Unclear(ValueError):
+    """The classifier's input cannot be told from this forward pass."""
+
+
+class Classifier(NamedTuple):
+    """The layer to hook, and how what it gives becomes the classifier's input before dropout."""
+
+    name: str
+    layer: nn.Module
+    capture: str  # "input" or "output"
+    shape: tuple[int, ...] | None  # of a sample, where it differs from the captured one
+    channels_first: bool
+
+    def features(self, captured: Tensor) -> Tensor:
+        """Features in the last dimension."""
+        if self.shape is not None:
+            captured = captured.reshape(captured.shape[0], *self.shape)
+        return captured.movedim(1, -1) if self.channels_first else captured
+
+
+class _Node:
+    """One value in the forward pass; a tensor that is written in place has several."""
+
+    def __init__(self, tensor: Tensor, op: str, inputs: list["_Node"], constant: bool):
+        self.tensor = weakref.ref(tensor)
+        self.version = 0 if tensor.is_inference() else tensor._version
+        self.shape = tuple(tensor.shape)
+        self.op = op
+        # The second input of these is the weight, even where it is no parameter, as with FSDP.
+        weights = inputs[1:] if op in _CONVOLUTIONS | _SELECT | {"linear"} else ()
+        self.inputs = [node for node in inputs if not (node.constant or node in weights)]
+        self.weights = [node.shape for node in inputs if node.constant or node in weights]
+        self.constant = constant  # made of parameters and buffers alone
+
+
+class Trace(TorchFunctionMode):
+    """Records the operators and the calls of layers of one forward pass."""
+
+    def __init__(self, root: nn.Module):
+        super().__init__()
+        self._names = {module: name for name, module in root.named_modules()}
+        self._constants = {id(t) for t in (*root.parameters(), *root.buffers())}
+        self._nodes: dict[int, _Node] = {}
+        self._kept: deque[Tensor] = deque(maxlen=_KEPT)
+        self._calls: list[tuple[nn.Module, str, _Node]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = getattr(func, "__name__", "")
+        inputs = [self._node(tensor) for tensor in tensors((args, kwargs))]
+        if "dropout" in op:
+            if not _argument(args, kwargs, 1, "p", 0.5):
+                op = "no dropout"  # of anything
+            elif _argument(args, kwargs, 3, "inplace", False) or op.endswith("_"):
+                inputs[0] = self._add(args[0].clone(), inputs[0].op, inputs[0].inputs, inputs[0])
+        result = func(*args, **kwargs)
+        written = [args[0]] if op == "__setitem__" else tensors(result)
+        for tensor in written:
+            node = self._known(tensor)
+            if not (op in _SAME and node in inputs and tensor.shape == node.shape):
+                self._add(tensor, op, inputs)
+        return result
+
+    def call(self, module: nn.Module, capture: str, value: Any) -> None:
+        """A layer takes in or gives out a value."""
+        with torch._C.DisableTorchFunction():
+            tensor = next(tensors(value), None)
+            if tensor is not None and module in self._names:
+                self._calls.append((module, capture, self._node(tensor)))
+
+    def result(self, tensor: Tensor) -> Tensor | None:
+        """The last result of an operator that is this tensor, or that it is a view of."""
+        if self._known(tensor) is not None:
+            return tensor
+        return next((kept for kept in reversed(self._kept) if same(kept, tensor)), None)
+
+    def candidates(self) -> str:
+        last = dict.fromkeys(self._names[module] for module, *_ in reversed(self._calls))
+        return ", ".join(map(repr, list(last)[:8]))
+
+    def gradient_functions(self) -> dict[Any, Tensor]:
+        return {tensor.grad_fn: tensor for tensor in self._kept if tensor.grad_fn is not None}
+
+    def classifier(self, logits: Tensor) -> tuple[Classifier, Tensor]:
+        """The layer to hook, and what it would have captured in this pass. Raises Unclear."""
+        products = self._products(self._node(logits), logits.shape[-1])
+        sources = {self._before_dropout(product.inputs[0]): product for product in products}
+        for source in list(sources):  # of LoRA and the like: another product of the same input
+            behind = source
+            while behind.op in _PRODUCTS and len(behind.inputs) == 1:
+                behind = self._before_dropout(behind.inputs[0])
+            if behind is not source and behind in sources:
+                del sources[source]
+        if len(sources) != 1:
+            raise Unclear(f"the logits come from {len(sources)} classifiers with different inputs")
+        ((source, product),) = sources.items()
+        module, capture = self._layer(source)
+        given = product.inputs[0].shape
+        found = Classifier(
+            self._names[module], module, capture,
+            given[1:] if source.shape != given else None, product.op in _CONVOLUTIONS,
+        )  # fmt: skip
+        tensor = source.tensor()
+        if tensor is None or not (tensor.is_inference() or tensor._version == source.version):
+            raise Unclear("the features of this forward pass were overwritten or are gone")
+        return found, tensor
+
+    def _node(self, tensor: Tensor) -> _Node:
+        return self._known(tensor) or self._add(tensor, "")
+
+    def _known(self, tensor: Tensor) -> _Node | None:
+        node = self._nodes.get(id(tensor))  # of a tensor that is gone another may have the id
+        return node if node is not None and node.tensor() is tensor else None
+
+    def _add(
+        self, tensor: Tensor, op: str, inputs: list[_Node] | tuple = (), same: _Node | None = None
+    ) -> _Node:
+        constant = (
+            all(node.constant for node in inputs) if inputs else id(tensor) in self._constants
+        )
+        node = same or _Node(tensor, op, list(inputs), constant)
+        if same is not None:  # a copy of what will be overwritten
+            node.tensor, node.version = weakref.ref(tensor), tensor._version
+        self._nodes[id(tensor)] = node
+        self._kept.append(tensor)
+        return node
+
+    def _products(self, logits: _Node, C: int) -> list[_Node]:
+        """The matrix products whose outputs the logits are made of, and nothing else."""
+        found, waiting = [], [logits]
+        while waiting:
+            node = waiting.pop()
+            if node.op in _PRODUCTS:
+                outputs = node.weights[0][0 if node.op != "matmul" else -1] if node.weights else 0
+                kernel = node.weights[0][2:] if node.op in _CONVOLUTIONS else ()
+                if len(node.inputs) != 1 or outputs != C or any(size != 1 for size in kernel):
+                    raise Unclear(f"the logits come from a {node.op} that is no linear classifier")
+                if node not in found:
+                    found.append(node)
+            elif node.op in _AFTER or "dropout" in node.op:
+                waiting += node.inputs
+            elif not node.op:
+                raise Unclear("the logits were made outside of the layers of the model")
+            else:
+                raise Unclear(f"the logits come from {node.op}, not from a linear layer")
+        return found
+
+    def _before_dropout(self, node: _Node) -> _Node:
+        before, seen = node, node
+        while len(seen.inputs) == 1 and ("dropout" in seen.op or seen.op in _SAME | _SELECT):
+            op, (seen,) = seen.op, seen.inputs
+            if "dropout" not in op:
+                continue
+            if math.prod(seen.shape) == math.prod(node.shape):
+                before = seen
+            elif op != "no dropout":
+                raise Unclear("the classifier takes a part of what was dropped out")
+        return before
+
+    def _layer(self, source: _Node) -> tuple[nn.Module, str]:
+        """The layer that takes the value in, else that gives it out."""
+        for capture in ("input", "output"):
+            ran = [module for module, end, _ in self._calls if end == capture]
+            found = [
+                module
+                for module, end, node in self._calls
+                if end == capture and node is source and ran.count(module) == 1
+            ]
+            # One that will overwrite it has to be asked before; containers come and go.
+            found.sort(key=lambda module: not getattr(module, "inplace", False))
+            found.sort(key=lambda module: isinstance(module, nn.Sequential))
+            if found:
+                return found[0], capture
+        raise Unclear(
+            "what feeds the classifier before dropout is neither the input nor the output of a "
+            "layer that runs once"
+        )
+
+
+def same(output: Tensor | None, tensor: Tensor) -> bool:
+    """Whether one is the other, or without a graph, a view of it."""
+    if output is None or tensor.grad_fn is not None or output.grad_fn is not None:
+        return output is tensor
+    return output.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts (ModelOutput is one)."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from tensors(each)
+
+
+def _argument(args: tuple, kwargs: dict, index: int, name: str, default: Any) -> Any:
+    return args[index] if len(args) > index else kwargs.get(name, default)

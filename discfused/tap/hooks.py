@@ -1,0 +1,74 @@
+"""Hooks on layers that are in no copy of them: not in a deepcopy, and not in a saved model."""
+
+import functools
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+_OF_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
+
+
+class Hook:
+    """Calls a function. Quantization hands hooks on to other layers, and these may be copied."""
+
+    def __init__(self, function: Callable | None = None):
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.function is not None:
+            self.function(*arguments)
+
+    def __deepcopy__(self, memo: dict) -> "Hook":
+        return Hook()
+
+    def __reduce__(self) -> tuple:
+        return Hook, ()
+
+
+class Handles:
+    """Of hooks on several layers. It keeps neither the layers nor the functions alive."""
+
+    def __init__(self) -> None:
+        self._handles: list[tuple[weakref.ref, Any]] = []
+
+    def add(self, module: nn.Module, kind: str, function: Callable, **options: Any) -> None:
+        handle = getattr(module, f"register_{kind}")(Hook(function), **options)
+        self._handles.append((weakref.ref(module), handle))
+        # pickle and copy ask an object for its state by this name, and find it here first.
+        state = functools.partial(_state_without_hooks, weakref.ref(module))
+        module.__dict__["__getstate__"] = state
+
+    def remove(self) -> None:
+        handles, self._handles = self._handles, []
+        for reference, handle in handles:
+            hook = (handle.hooks_dict_ref() or {}).get(handle.id)
+            if hook is not None:
+                hook.function = None  # compiled code has a guard on it, but none on the hook
+            handle.remove()
+            module = reference()
+            if module is not None and not any(_ours(vars(module)[name]) for name in _OF_HOOKS):
+                vars(module).pop("__getstate__", None)
+
+
+def _ours(hooks: dict) -> set[int]:
+    return {number for number, hook in hooks.items() if isinstance(hook, Hook)}
+
+
+def _state_without_hooks(reference: weakref.ref) -> Any:
+    module = reference()
+    of_class = getattr(type(module), "__getstate__", None)  # before Python 3.11 object has none
+    state = vars(module) if of_class is None else of_class(module)
+    if not isinstance(state, dict):
+        return state
+    state = {name: value for name, value in state.items() if name != "__getstate__"}
+    ours = _ours(vars(module)["_forward_hooks"]) | _ours(vars(module)["_forward_pre_hooks"])
+    for name in _OF_HOOKS:
+        if name in state:
+            state[name] = OrderedDict(item for item in state[name].items() if item[0] not in ours)
+    return state

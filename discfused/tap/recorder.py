@@ -1,0 +1,97 @@
+"""Hooks that record the first forward passes, to find what feeds the classifier."""
+
+import contextlib
+import sys
+import threading
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from discfused.tap.captured import Passes
+from discfused.tap.classifier import Trace
+
+
+class _Recording(NamedTuple):
+    trace: Trace
+    outermost: nn.Module  # of those that were called
+    modes: contextlib.ExitStack
+    compiled: bool
+
+
+class Recorder:
+    """Hooks of all modules: they record forward passes as long as the classifier is not known."""
+
+    def __init__(self, passes: Passes, root: nn.Module):
+        self.passes = passes
+        self.root = weakref.ref(root)
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if not torch.compiler.is_compiling():
+            self._enter(module, args, kwargs, False)
+        elif torch.compiler.is_dynamo_compiling():  # and not torch.export, which puts nothing out
+            from discfused.tap import uncompiled
+
+            uncompiled.enter(self, module, args, kwargs)
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict | None, compiled: bool) -> None:
+        running = self.passes.running
+        if getattr(running, "recording", None) is None:
+            if self.passes.known:
+                return
+            modes = contextlib.ExitStack()
+            # The mode makes torch.compile leave for ever what it is in the middle of.
+            modes.enter_context(_LeftAlone() if compiled else _Eager())
+            trace = modes.enter_context(Trace(self.root()))
+            running.recording = _Recording(trace, module, modes, compiled)
+            self.passes.recordings += 1
+        running.recording.trace.call(module, "input", args or list((kwargs or {}).values()))
+
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        recording = getattr(self.passes.running, "recording", None)
+        if recording is None:
+            return
+        recording.trace.call(module, "output", output)
+        if module is not recording.outermost:
+            return
+        recording.modes.close()
+        self.passes.running.recording = None
+        self.passes.recordings -= 1
+        if output is not None and not self.passes.known:
+            self.passes.add_traced(recording.trace)
+        if recording.compiled:  # that code was cut in two by this look at it
+            torch.compiler.reset()
+
+
+class _Eager:
+    """Compiled code runs as it was written, in all threads, several of which may be here."""
+
+    lock = threading.Lock()
+    inside = 0
+    stance = None
+
+    def __enter__(self) -> None:
+        with _Eager.lock:
+            if _Eager.inside == 0 and "torch._dynamo" in sys.modules:  # importing it takes a second
+                _Eager.stance = torch.compiler.set_stance("force_eager")
+            _Eager.inside += 1
+
+    def __exit__(self, *exception: Any) -> None:
+        with _Eager.lock:
+            _Eager.inside -= 1
+            if _Eager.inside == 0 and _Eager.stance is not None:
+                _Eager.stance.__exit__(*exception)
+                _Eager.stance = None
+
+
+class _LeftAlone(TorchDispatchMode):
+    """torch.compile leaves alone what runs in such a mode."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        return function(*args, **(kwargs or {}))
