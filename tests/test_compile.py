@@ -182,20 +182,30 @@ def test_an_unrelated_model_is_not_compiled_anew():
     assert counter.frame_count == 1
 
 
-def test_the_first_pass_is_compiled():
-    """It is recorded, which breaks its graph, but not those of later passes."""
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_first_pass_must_not_be_compiled(in_place):
     model, (x, y) = Net(), batch()
     criterion = FusedDiscLoss.attach(model)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="" if OLD else "run the model once"):
-        compiled(model)[0](x)
     counter = CompileCounterWithBackend("aot_eager")
-    fast = torch.compile(model, backend=counter)
+    if in_place:
+        model.compile(backend=counter)
+    fast = model if in_place else torch.compile(model, backend=counter)
+    with pytest.raises(RuntimeError, match=r"run it under torch\.compiler\.set_stance"):
+        fast(x)
+    with torch.compiler.set_stance("force_eager"):
+        expected = criterion(fast(x), y)
+    before = counter.frame_count
     for _ in range(4):
-        logits = fast(x)
-        torch.testing.assert_close(criterion(logits, y), criterion(model(x), y))
-    assert counter.frame_count == 1
-    features = criterion.tap.take(fast(x))
-    torch.testing.assert_close(model.fc(features), fast(x))
+        torch.testing.assert_close(criterion(fast(x), y), expected)
+    assert counter.frame_count == before + 1
+
+
+def test_the_first_pass_with_fullgraph():
+    criterion = FusedDiscLoss.attach(model := Net())
+    words = "disable" if OLD else "must not be compiled"
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=words):
+        compiled(model)[0](batch()[0])
+    assert not criterion.tap._passes.recordings
 
 
 def test_features_of_another_compiled_pass_are_refused():

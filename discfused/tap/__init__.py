@@ -34,10 +34,10 @@ class FeatureTap:
         layers: a name as in `model.named_modules()`, a module of the model, or a list of them; the
             prefixes `module.` and `_orig_mod.` may be there or not. Default: what feeds the
             classifier, before dropout. It is found when features are first taken, from the
-            operators of that forward pass (which must not be compiled with fullgraph=True):
-            the classifier is the one linear layer (or 1 x 1 convolution) that leads to the logits.
-            Features then are in the last dimension. Where this cannot be told for sure, taking them
-            raises an error. print(tap) shows what was found.
+            operators of that forward pass, which must not be compiled (a tap on a compiled model
+            sees to that): the classifier is the one linear layer (or 1 x 1 convolution) that leads
+            to the logits. Features then are in the last dimension. Where this cannot be told for
+            sure, taking them raises an error. print(tap) shows what was found.
         capture: "output" or "input" of the layers. Of a tuple the first tensor is taken. A module
             that runs several times in one forward gives its last run. The input of a layer that
             works in place (ReLU(inplace=True)) is copied.

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from discfused.tap.captured import Passes
 from discfused.tap.classifier import Trace
@@ -18,7 +17,6 @@ class _Recording(NamedTuple):
     trace: Trace
     outermost: nn.Module  # of those that were called
     modes: contextlib.ExitStack
-    compiled: bool
 
 
 class Recorder:
@@ -30,22 +28,21 @@ class Recorder:
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         if not torch.compiler.is_compiling():
-            self._enter(module, args, kwargs, False)
+            self._enter(module, args, kwargs)
         elif torch.compiler.is_dynamo_compiling():  # and not torch.export, which puts nothing out
             from discfused.tap import uncompiled
 
-            uncompiled.enter(self, module, args, kwargs)
+            uncompiled.refuse()
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict | None, compiled: bool) -> None:
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict | None) -> None:
         running = self.passes.running
         if getattr(running, "recording", None) is None:
             if self.passes.known:
                 return
             modes = contextlib.ExitStack()
-            # The mode makes torch.compile leave for ever what it is in the middle of.
-            modes.enter_context(_LeftAlone() if compiled else _Eager())
+            modes.enter_context(_Eager())
             trace = modes.enter_context(Trace(self.root()))
-            running.recording = _Recording(trace, module, modes, compiled)
+            running.recording = _Recording(trace, module, modes)
             self.passes.recordings += 1
         running.recording.trace.call(module, "input", args or list((kwargs or {}).values()))
 
@@ -63,8 +60,6 @@ class Recorder:
         self.passes.recordings -= 1
         if output is not None and not self.passes.known:
             self.passes.add_traced(recording.trace)
-        if recording.compiled:  # that code was cut in two by this look at it
-            torch.compiler.reset()
 
 
 class _Eager:
@@ -86,12 +81,3 @@ class _Eager:
             if _Eager.inside == 0 and _Eager.stance is not None:
                 _Eager.stance.__exit__(*exception)
                 _Eager.stance = None
-
-
-class _LeftAlone(TorchDispatchMode):
-    """torch.compile leaves alone what runs in such a mode."""
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        return function(*args, **(kwargs or {}))

@@ -5,25 +5,26 @@ from typing import Any
 
 import torch
 
+_WHY = (
+    "the first forward pass with a FeatureTap is looked at to find what feeds the classifier, and "
+    "must not be compiled: run it under torch.compiler.set_stance('force_eager'), attach to the "
+    "compiled model, or name the layers, attach(model, layers=...)"
+)
 
-def _left_alone(function: Callable) -> Callable:
-    """Breaks the graph. With fullgraph=True this is an error that says why, but for PyTorch 2.6."""
-    why = (
-        "discfused records the first forward pass to find what feeds the classifier: run the model "
-        "once before it is compiled with fullgraph=True, or name the layers, "
-        "FusedDiscLoss.attach(model, layers=...)"
-    )
+
+def _break_graph(function: Callable) -> Callable:
+    """With fullgraph=True this is an error; it says why from PyTorch 2.7 on."""
     try:
-        return torch.compiler.disable(function, reason=why)
+        return torch.compiler.disable(function, reason=_WHY)
     except TypeError:
         return torch.compiler.disable(function)
 
 
-@_left_alone
+@_break_graph
 def take(tap: Any, output: Any) -> Any:
     return tap._take(output)
 
 
-@_left_alone
-def enter(recorder: Any, *arguments: Any) -> None:
-    recorder._enter(*arguments, True)
+@_break_graph
+def refuse() -> None:
+    raise RuntimeError(_WHY)
