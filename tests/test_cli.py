@@ -1,5 +1,7 @@
 """`discfused doctor` as a person would run it, and what a bad command gets."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -11,10 +13,11 @@ from discfused import backends, cli, recipes
 from discfused.backends import _library
 
 
-def run(*arguments, cwd):
+def run(*arguments, cwd, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "discfused", *arguments], capture_output=True, text=True, cwd=cwd
-    )
+        [sys.executable, "-m", "discfused", *arguments],
+        capture_output=True, text=True, cwd=cwd, env=os.environ | environment,
+    )  # fmt: skip
 
 
 def test_doctor_tells_what_is_there(tmp_path):
@@ -32,6 +35,21 @@ def test_nobody_reads_on_and_that_is_no_error(tmp_path, unbuffered):
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=tmp_path) as doctor:
         doctor.stdout.close()
         assert b"BrokenPipe" not in doctor.stderr.read()
+
+
+def test_a_closed_output(tmp_path):
+    command = f'exec "{sys.executable}" -m discfused doctor >&-'
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0 and not result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "koi8-r"])
+def test_a_table_on_an_old_console(tmp_path, encoding, request):
+    runs = request.config.rootpath / "docs" / "recipes" / "digits-60"
+    shutil.copytree(runs, tmp_path / "runs")
+    result = run("table", "runs", cwd=tmp_path, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert result.returncode == 0, result.stderr
+    assert " +- " in result.stdout
 
 
 def test_doctor_tells_what_was_left_out_and_why(monkeypatch, capsys):

@@ -25,6 +25,7 @@ BAD = [
     ("target", torch.zeros(N, 1, dtype=torch.long), ValueError, "squeeze"),
     ("target", torch.zeros(N, dtype=torch.long, device="meta"), ValueError, "target.to('cpu')"),
     ("target", torch.zeros(N, dtype=torch.bool), TypeError, "torch.bool"),
+    ("target", torch.eye(C, dtype=torch.long)[GOOD["target"]], ValueError, "target.float()"),
     ("target", torch.zeros(N), ValueError, "class probabilities"),
     ("target", torch.rand(N, C + 1), ValueError, "[8, 5]"),
     ("target", -SOFT, ValueError, "target[0, 0]"),
@@ -55,6 +56,8 @@ BAD = [
     ("gini_weight", -0.1, ValueError, "-0.1"),
     ("kl_weight", math.inf, ValueError, "inf"),
     ("kl_weight", "0.3", TypeError, "'0.3'"),
+    ("kl_weight", torch.ones(2), TypeError, "tensor([1., 1.])"),
+    ("kl_weight", torch.tensor(0.3, requires_grad=True), TypeError, "expected a number"),
     ("label_smoothing", 1.5, ValueError, "between 0 and 1"),
     ("ignore_index", None, TypeError, "None"),
     ("ignore_index", 2**63, ValueError, "64 bits"),
@@ -131,3 +134,43 @@ def test_numbers_of_numpy_are_numbers():
     assert got == expected
     x, y = GOOD["features"], GOOD["target"]
     assert disc_terms(x, y, np.int32(C)) == disc_terms(x, y, C)
+
+
+def test_weights_of_the_terms_may_be_tensors_of_one_number():
+    expected = fused_disc_loss(**GOOD, gini_weight=0.25)
+    assert fused_disc_loss(**GOOD, gini_weight=torch.tensor(0.25)) == expected
+    criterion = FusedDiscLoss()
+    criterion.gini_weight = torch.tensor(0.25)
+    assert criterion(**GOOD) == expected
+
+
+def test_labels_of_a_subclass_of_tensor(backend):
+    class Labels(torch.Tensor):
+        pass
+
+    labels = GOOD["target"].as_subclass(Labels)
+    expected = fused_disc_loss(**GOOD, backend=backend)
+    assert fused_disc_loss(**{**GOOD, "target": labels}, backend=backend) == expected
+
+
+def test_distributed_tensors_are_refused(tmp_path):
+    distributed = pytest.importorskip("torch.distributed.tensor")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        features = distributed.distribute_tensor(GOOD["features"], mesh)
+        with pytest.raises(TypeError, match=r"a DTensor, .* features\.full_tensor\(\)"):
+            fused_disc_loss(**{**GOOD, "features": features})
+        full = {**GOOD, "features": features.full_tensor()}
+        assert fused_disc_loss(**full) == fused_disc_loss(**GOOD)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_absent_classes_cost_nothing(fused_backend):
+    """50 million classes, of which 4 are there."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        disc_terms(GOOD["features"], GOOD["target"], 50_000_000, backend=fused_backend)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    assert allocated < 1e6

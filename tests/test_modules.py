@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -104,3 +105,73 @@ def test_the_features_of_a_tapped_linear_are_in_its_last_dimension():
     expected = fused_disc_loss(head(tokens).mean(1), TARGET, tokens, feature_dim=-1)
     assert loss == expected != fused_disc_loss(head(tokens).mean(1), TARGET, tokens)
     assert FusedDiscLoss.attach(head, feature_dim=1).feature_dim == 1
+
+
+class Outputs(NamedTuple):
+    """As those of GoogLeNet, and in shape those of transformers."""
+
+    logits: torch.Tensor
+    aux_logits: torch.Tensor
+
+
+def test_what_a_model_gives_out_may_be_passed():
+    head = torch.nn.Linear(D, C)
+    criterion = FusedDiscLoss.attach(head)
+    expected = criterion(head(FEATURES), TARGET)
+    outputs = Outputs(head(FEATURES), torch.randn(N, C))
+    assert criterion(outputs, TARGET) == expected
+    assert FusedDiscLoss()(outputs, TARGET, FEATURES) == expected
+
+
+def test_the_names_of_cross_entropy():
+    criterion = FusedDiscLoss(gini_weight=0, kl_weight=0)
+    assert criterion(input=LOGITS, target=TARGET) == F.cross_entropy(input=LOGITS, target=TARGET)
+    with pytest.raises(TypeError, match="logits and input are both given"):
+        criterion(LOGITS, TARGET, input=LOGITS)
+    with pytest.raises(TypeError, match="logits is a NoneType"):
+        criterion(target=TARGET)
+
+
+def test_unknown_options_are_refused_at_construction():
+    for make in (FusedDiscLoss, lambda **options: FusedDiscLoss.attach(torch.nn.ReLU(), **options)):
+        with pytest.raises(TypeError, match="center"):
+            make(center=True)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_micro_batches_of_a_trainer(soft):
+    """The gradient is that of the mean over all samples that count; terms weighted by sizes."""
+    target = torch.nn.functional.one_hot(TARGET, C).float() if soft else TARGET.clone()
+    if not soft:
+        target[[0, 7, 8]] = -100
+    criterion = FusedDiscLoss()
+    parts = [slice(0, 5), slice(5, N)]
+    counts = [len(target[p]) if soft else int((target[p] != -100).sum()) for p in parts]
+    losses = [criterion(LOGITS[p], target[p], FEATURES[p]) for p in parts]
+    expected = sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
+
+    heads = [_Fixed(LOGITS[p], FEATURES[p]) for p in parts]
+    total = 0
+    for head, part in zip(heads, parts, strict=True):
+        criterion = FusedDiscLoss.attach(head, "features")
+        for number in (sum(counts), torch.tensor(sum(counts))):
+            value = criterion.compute_loss_func(head(), target[part], num_items_in_batch=number)
+        total = total + value
+        assert criterion.compute_loss_func(head(), target[part]) == criterion(head(), target[part])
+    torch.testing.assert_close(total, expected)
+    criterion.reduction = "sum"
+    with pytest.raises(ValueError, match="reduction is 'sum', expected 'mean' with a Trainer"):
+        criterion.compute_loss_func(head(), target[part])
+
+
+class _Fixed(torch.nn.Module):
+    """Gives out given logits, and features on the way."""
+
+    def __init__(self, logits, values):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits.clone())
+        self.values = torch.nn.Parameter(values.clone())
+        self.features = torch.nn.Identity()
+
+    def forward(self):
+        return Outputs(self.logits + 0 * self.features(self.values).sum(), self.logits)

@@ -113,8 +113,8 @@ def markdown(cells: list[Cell]) -> str:
             if cell.failed:
                 sentence += f" {cell.failed} more failed and are not in this."
             verdicts.append(sentence)
-    lines += ["", "Accuracies in percent on the test images, mean ± standard deviation over seeds; "
-              "differences are paired by seed, with a paired t-test."]  # fmt: skip
+    lines += ["", "Accuracies in percent on the test images, mean +- standard deviation over "
+              "seeds; differences are paired by seed, with a paired t-test."]  # fmt: skip
     if len(verdicts) > 1:
         lines[-1] += (f" Where there is no effect, about one comparison in twenty is called a gain "
                       f"or a loss all the same; here are {len(verdicts)}.")  # fmt: skip
@@ -188,7 +188,7 @@ def _mean(cell: Cell, name: str, digits: int) -> str:
     if not values:
         return "-"
     text = f"{statistics.mean(values):.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+    return f"{text} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
 def _number(value: float, how: str) -> str:
