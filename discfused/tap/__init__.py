@@ -1,7 +1,6 @@
 """FeatureTap: look at what a layer puts out, without touching the model's code."""
 
 import sys
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,6 @@ from discfused.tap.names import find, unwrap
 from discfused.tap.recorder import Recorder
 
 CAPTURES = ("output", "input")
-_resolving = threading.Lock()
 
 
 class FeatureTap:
@@ -112,18 +110,21 @@ class FeatureTap:
 
     def _take(self, output: Any) -> list[Tensor]:
         self._stop_recording()
-        found, tensor = self._passes.of(output)
+        found = self._passes.of(output)
         if len(found) > 1:
             raise RuntimeError(
                 f"these logits were made by {len(found)} forward passes: call the criterion for "
                 "the logits of each, or pass features to it yourself"
             )
-        if found and found[0].trace is not None:
-            self._resolve(found[0], tensor)
-        captured = found[0].captured if found else self._passes.compiled_for(output)
+        for made_by, logits in found.items():
+            if made_by.trace is not None:
+                self._resolve(made_by, logits)
+            captured = made_by.captured
+        if not found:
+            captured = self._passes.compiled_for(output)
         if captured is None:
             raise RuntimeError(self._missing())
-        if found and found[0].overwritten():
+        if any(made_by.overwritten() for made_by in found):
             raise RuntimeError(
                 "tapped features were overwritten after they were captured, as by a "
                 "torch.nn.ReLU(inplace=True): set inplace=False there, or tap that layer instead"
@@ -141,7 +142,7 @@ class FeatureTap:
                 + traced.trace.candidates()
             ) from None
         self._passes.resolve(traced, logits, features)
-        with _resolving:
+        with self._passes.lock:
             if self._classifier is not None:
                 return
             self._classifier = classifier

@@ -50,6 +50,7 @@ class Passes:
         self.shapes: list[torch.Size | None] = [None] * size  # of the last captured, to be shown
         # Compiled code can only write to the same place each time: the last pass.
         self.compiled: list[Tensor | None] = [None] * size
+        self.lock = threading.Lock()
         self._key = object()  # in the metadata of a graph's nodes
         self.recordings = 0  # running, in all threads
         self.known = False  # the classifier is
@@ -118,20 +119,20 @@ class Passes:
             each for each in self._recent if any(ref() is not None for ref in each.outputs)
         ]
 
-    def of(self, output: Any) -> tuple[list[Pass], Tensor | None]:
+    def of(self, output: Any) -> dict[Pass, Tensor | None]:
         """The passes that made the tensors in `output`; of a traced one, which tensor it knows."""
         made = list(tensors(output))
         for each in reversed(self._recent):
             if any(same(ref(), tensor) for ref in each.outputs for tensor in made):
-                return [each], None
+                return {each: None}
         traces = self._traced
         if (recording := getattr(self.running, "recording", None)) is not None:
             traces = [*traces, Pass(self.size, 0, recording.trace)]
         for each in reversed(traces):
             for tensor in made:
                 if (result := each.trace.result(tensor)) is not None:
-                    return [each], result
-        found: list[Pass] = []
+                    return {each: result}
+        found: dict[Pass, Tensor | None] = {}
         traced = {
             node: (each, tensor)
             for each in traces
@@ -139,16 +140,14 @@ class Passes:
         }
         recent = {t.grad_fn: each for each in self._recent for t in each.captured}
         for node, stop in _graph(made):
-            if node in traced:
-                return [traced[node][0]], traced[node][1]
-            if traced and node.name().startswith(_PRODUCTS):
-                stop()  # what follows was made of features, not of logits
-            each = node.metadata.get(self._key) or recent.get(node)
+            known = node.metadata.get(self._key) or recent.get(node)
+            each, tensor = traced.get(node, (known, None))
             if each is not None:
+                found.setdefault(each, tensor)
+            # What comes before a product was made of features, not of logits.
+            if each is not None or (traced and node.name().startswith(_PRODUCTS)):
                 stop()
-                if each not in found:
-                    found.append(each)
-        return found, None
+        return found
 
     def compiled_for(self, output: Any) -> list[Tensor] | None:
         """What compiled code captured last, if it belongs to the output."""

@@ -43,7 +43,8 @@ class Recorder:
             modes.enter_context(_Eager())
             trace = modes.enter_context(Trace(self.root()))
             running.recording = _Recording(trace, module, modes)
-            self.passes.recordings += 1
+            with self.passes.lock:
+                self.passes.recordings += 1
         running.recording.trace.call(module, "input", args or list((kwargs or {}).values()))
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -57,7 +58,8 @@ class Recorder:
             return
         recording.modes.close()
         self.passes.running.recording = None
-        self.passes.recordings -= 1
+        with self.passes.lock:
+            self.passes.recordings -= 1
         if output is not None and not self.passes.known:
             self.passes.add_traced(recording.trace)
 
