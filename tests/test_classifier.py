@@ -68,6 +68,7 @@ FOUND = [
     found("lora after dropout", lambda m, x: m.fc(m.drop(x)), fc=Lora(), drop=nn.Dropout(0.5)),
     found("mean of two heads", lambda m, x: (m.a(x) + m.b(x)) / 2, a=linear(), b=linear()),
     found("matrix", lambda m, x: m.act(x) @ m.w, act=nn.ReLU(), w=nn.Parameter(torch.rand(D, C))),
+    found("mm", lambda m, x: m.act(x).mm(m.w), act=nn.ReLU(), w=nn.Parameter(torch.rand(D, C))),
     found("keyword", lambda m, x: m.fc(input=m.act(input=x)), fc=linear(), act=nn.ReLU()),
 ]
 

@@ -46,6 +46,14 @@ def test_shapes(fused_backend, shape, dtype):
     check_terms(fused_backend, features(N, D, dtype), labels(N, C), C)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_too_large_for_the_caches(fused_backend, dtype):
+    """From 16 MB on the CPU kernels write them in another way: whole lines, past the caches."""
+    D, C = 1056, 300
+    N = (16 << 20) // (D * dtype.itemsize) + 1
+    check_terms(fused_backend, features(N, D, dtype), labels(N, C), C)
+
+
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
 @pytest.mark.parametrize("shape", [(37, 19, 10), (9, 20, 30)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -50,7 +50,6 @@ C = 7
 
 
 class Row(NamedTuple):
-    package: str
     name: str
     tapped: str
 
@@ -116,8 +115,7 @@ def tapped(model: nn.Module) -> str:
         features = tap.take(logits)
         if not x.is_meta:
             check(model, features, logits)
-        words = f"{tap!r}".removeprefix("FeatureTap(").removesuffix(")").replace("'", "`")
-    return words + (" per token" if features.dim() == 3 else "")
+        return f"{tap!r}".removeprefix("FeatureTap(").removesuffix(")").replace("'", "`")
 
 
 def logits_of(output: object) -> torch.Tensor:
@@ -148,7 +146,7 @@ def rows(family: str, every: int = 1) -> Iterator[Row]:
         model = make(name)
         if sum(p.numel() for p in model.parameters()) > LARGE:
             model.to("meta")
-        yield Row(family, name, tapped(model))
+        yield Row(name, tapped(model))
 
 
 def main() -> None:

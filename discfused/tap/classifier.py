@@ -25,10 +25,11 @@ _SAME = {
 _SELECT = {"__getitem__", "select", "gather", "index_select", "take_along_dim"}
 # Between the product and the logits, also these.
 _AFTER = _SAME | _SELECT | {
-    "narrow", "chunk", "split", "unbind", "expand", "transpose", "permute",
-    "movedim", "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "mul", "__mul__",
-    "__rmul__", "__imul__", "mul_", "div", "__truediv__", "mean", "sum", "stack", "relu", "relu_",
-    "neg", "__neg__",    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d",
+    "narrow", "chunk", "split", "unbind", "expand", "transpose", "permute", "movedim",
+    "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "neg", "__neg__",
+    "mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "__truediv__",
+    "mean", "sum", "stack", "relu", "relu_",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d",
 }  # fmt: skip
 _KEPT = 64  # of the last results, the tensors themselves: the classifier comes late
 
@@ -150,13 +151,13 @@ class Trace(TorchFunctionMode):
         return node if node is not None and node.tensor() is tensor else None
 
     def _add(
-        self, tensor: Tensor, op: str, inputs: list[_Node] | tuple = (), same: _Node | None = None
+        self, tensor: Tensor, op: str, inputs: list[_Node] | tuple = (), copied: _Node | None = None
     ) -> _Node:
         constant = (
             all(node.constant for node in inputs) if inputs else id(tensor) in self._constants
         )
-        node = same or _Node(tensor, op, list(inputs), constant)
-        if same is not None:  # a copy of what will be overwritten
+        node = copied or _Node(tensor, op, list(inputs), constant)
+        if copied is not None:  # a copy of what will be overwritten
             node.tensor, node.version = weakref.ref(tensor), tensor._version
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
@@ -168,7 +169,8 @@ class Trace(TorchFunctionMode):
         while waiting:
             node = waiting.pop()
             if node.op in _PRODUCTS:
-                outputs = node.weights[0][0 if node.op != "matmul" else -1] if node.weights else 0
+                rows = node.op == "linear" or node.op in _CONVOLUTIONS  # of the weight are classes
+                outputs = node.weights[0][0 if rows else -1] if node.weights else 0
                 kernel = node.weights[0][2:] if node.op in _CONVOLUTIONS else ()
                 if len(node.inputs) != 1 or outputs != C or any(size != 1 for size in kernel):
                     raise Unclear(f"the logits come from a {node.op} that is no linear classifier")

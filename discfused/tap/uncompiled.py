@@ -13,7 +13,7 @@ _WHY = (
 
 
 def _break_graph(function: Callable) -> Callable:
-    """With fullgraph=True this is an error; it says why from PyTorch 2.7 on."""
+    """With fullgraph=True this is an error; it says why where PyTorch takes a reason."""
     try:
         return torch.compiler.disable(function, reason=_WHY)
     except TypeError:
