@@ -18,9 +18,9 @@ from discfused import class_histogram, disc_terms
 from discfused._definitions import ACTIVATIONS
 
 
-def check_terms(backend, x, target, C, **options):
+def check_terms(backend, x, target, C, scale=1.0, **options):
     """Both terms and a random combination of their gradients agree with the oracle."""
-    upstream = torch.randn(2, dtype=torch.float64)
+    upstream = scale * torch.randn(2, dtype=torch.float64)
 
     def run(x, name):
         x = x.detach().requires_grad_()
@@ -51,7 +51,8 @@ def test_gradients_too_large_for_the_caches(fused_backend, dtype):
     """From 16 MB on the CPU kernels write them in another way: whole lines, past the caches."""
     D, C = 1056, 300
     N = (16 << 20) // (D * dtype.itemsize) + 1
-    check_terms(fused_backend, features(N, D, dtype), labels(N, C), C)
+    # So that elements are about 1: smaller ones than rounding errors of 1 would not be looked at.
+    check_terms(fused_backend, features(N, D, dtype), labels(N, C), C, scale=1e6)
 
 
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
