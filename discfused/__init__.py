@@ -1,17 +1,28 @@
 """Discriminability-enforcing losses: every feature of a network speaks for one class."""
 
+from discfused._class_sums import ClassSums
 from discfused._version import __version__
 from discfused.backends.triton_warmup import warmup
-from discfused.functional import DiscTerms, class_histogram, disc_terms, fused_disc_loss
+from discfused.functional import (
+    DiscTerms,
+    class_histogram,
+    class_sums,
+    disc_terms,
+    fused_disc_loss,
+)
 from discfused.modules import FusedDiscLoss
+from discfused.running import RunningDiscLoss
 from discfused.tap import FeatureTap
 
 __all__ = [
+    "ClassSums",
     "DiscTerms",
     "FeatureTap",
     "FusedDiscLoss",
+    "RunningDiscLoss",
     "__version__",
     "class_histogram",
+    "class_sums",
     "disc_terms",
     "fused_disc_loss",
     "warmup",

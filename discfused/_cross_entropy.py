@@ -13,15 +13,25 @@ def in_range(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     return torch.where(target == target.clamp(0, num_classes - 1), target, ignore_index)
 
 
-def count(
-    target: Tensor, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+def counted(
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    sample_weight: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The number of rows that are not ignored, each counted sample_weight times."""
+    """The rows that are not ignored, each counted sample_weight times: with the class weights the
+    divisor of PyTorch's "mean", without them the number of rows."""
     if target.is_floating_point():
-        counts = target.new_ones(target.shape[:1], dtype=torch.bool)
+        valid, weight = target.new_ones(target.shape[:1], dtype=torch.bool), None
     else:
-        counts = target != ignore_index
-    return (counts if sample_weight is None else counts * sample_weight.to(dtype)).sum(dtype=dtype)
+        valid = target != ignore_index
+    rows = valid.to(dtype)
+    if sample_weight is not None:
+        rows = torch.where(valid, sample_weight.to(dtype), 0)
+    if weight is not None:
+        rows = torch.where(valid, rows * weight.to(dtype)[torch.where(valid, target, 0)], 0)
+    return rows.sum()
 
 
 def cross_entropy(
@@ -56,16 +66,4 @@ def cross_entropy(
         return ce
     if reduction == "sum":
         return ce.sum()
-    return ce.sum() / _weighted_count(target, weight, ignore_index, sample_weight)
-
-
-def _weighted_count(
-    target: Tensor, weight: Tensor | None, ignore_index: int, sample_weight: Tensor
-) -> Tensor:
-    """The divisor of PyTorch's "mean", with every row counted sample_weight times."""
-    if target.is_floating_point():
-        return sample_weight.sum()
-    counts = target != ignore_index
-    if weight is not None:
-        sample_weight = sample_weight * weight[torch.where(counts, target, 0)]
-    return torch.where(counts, sample_weight, 0).sum()
+    return ce.sum() / counted(target, weight, ignore_index, sample_weight, dtype)

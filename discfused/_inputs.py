@@ -10,15 +10,20 @@ backends, which read every label anyway.
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from discfused._class_sums import resolve_group
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype, activate
+
+if TYPE_CHECKING:  # not every build of PyTorch has it
+    from torch.distributed import ProcessGroup
 
 REDUCTIONS = ("mean", "sum", "none")
 PRIORS = ("batch", "uniform")
+LABEL_CHECKS = ("async", "sync", "off")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (
     torch.int64, torch.int32, torch.int16, torch.int8,
@@ -33,6 +38,8 @@ class Options(NamedTuple):
     activation: str
     impurity: str
     feature_dim: int
+    group: "ProcessGroup | None"
+    check_labels: str
     backend: str | None
 
 
@@ -42,18 +49,15 @@ def options(
     impurity: object,
     feature_dim: object,
     process_group: object,
+    check_labels: object,
     backend: str | None,
 ) -> Options:
     one_of("activation", activation, ACTIVATIONS)
     one_of("impurity", impurity, IMPURITIES)
-    if process_group is not None:
-        raise NotImplementedError(
-            "process_group is not supported yet: the terms are those of each process's own batch. "
-            "Leave process_group=None."
-        )
+    one_of("check_labels", check_labels, LABEL_CHECKS)
     return Options(
         integer("ignore_index", ignore_index), activation, impurity,
-        integer("feature_dim", feature_dim), backend,
+        integer("feature_dim", feature_dim), resolve_group(process_group), check_labels, backend,
     )  # fmt: skip
 
 
@@ -131,10 +135,11 @@ def same_length(name: str, rows: Tensor, t: Tensor) -> None:
         )
 
 
-def _readable(tensor: Tensor) -> bool:
-    """Whether the numbers can be looked at: not in a trace, and not those of a fake tensor."""
+def _readable(tensor: Tensor, waiting: bool = False) -> bool:
+    """Whether the numbers can be looked at: not in a trace, and not those of a fake tensor; nor,
+    but for `waiting`, those of a GPU."""
     return (
-        tensor.device.type == "cpu"
+        (tensor.device.type == "cpu" or (waiting and tensor.device.type != "meta"))
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -261,9 +266,9 @@ def class_indices(t: Tensor) -> Tensor:
     return long
 
 
-def check_labels(t: Tensor, num_classes: int, ignore_index: int) -> None:
-    """For the reference, which does not look at every label itself."""
-    if t.dtype.is_floating_point or not _readable(t):
+def check_labels(t: Tensor, num_classes: int, ignore_index: int, waiting: bool = False) -> None:
+    """For the reference, which does not look at every label itself; on GPUs if `waiting`."""
+    if t.dtype.is_floating_point or not _readable(t, waiting):
         return
     bad = ((t < 0) | (t >= num_classes)) & (t != ignore_index)
     rows = bad.nonzero().flatten().tolist()

@@ -24,6 +24,7 @@ _SCHEMAS = {
     "-> Tensor",
     "histogram": "(Tensor features, Tensor[] rows, SymInt num_classes, int activation) -> Tensor",
     "histogram_gradient": "(Tensor grad, Tensor features, Tensor[] rows, int activation) -> Tensor",
+    "sizes": "(Tensor[] rows, SymInt samples, SymInt num_classes) -> Tensor",
 }
 
 _namespace = library.Library("discfused", "DEF")
@@ -58,7 +59,10 @@ def _define(backend: Any) -> None:
     def histogram_gradient(grad, features, *arguments):
         return gradient(features)
 
-    for fake in (rows, terms, gradient, histogram, histogram_gradient):
+    def sizes(rows, samples, num_classes):
+        return rows[1].new_empty(num_classes)
+
+    for fake in (rows, terms, gradient, histogram, histogram_gradient, sizes):
         name = f"{backend.name}_{fake.__name__}"
         _namespace.define(name + _SCHEMAS[fake.__name__], tags=(torch.Tag.pt2_compliant_tag,))
         library.register_fake(f"discfused::{name}", fake)

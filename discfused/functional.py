@@ -5,14 +5,17 @@ that of arXiv 2202.07073 as its authors compute it; what is ours is said where i
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from discfused import _cross_entropy, _inputs, _ops, backends, reference
-from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
+from discfused import _cross_entropy, _inputs, _terms
+from discfused._class_sums import ClassSums, whole_batch
+from discfused._definitions import accumulation_dtype
+
+if TYPE_CHECKING:  # not every build of PyTorch has it
+    from torch.distributed import ProcessGroup
 
 # The paper's, as its authors set them.
 GINI_WEIGHT = 0.5
@@ -50,7 +53,9 @@ def fused_disc_loss(
     impurity: str = "gini",
     prior: str | Tensor = "batch",
     feature_dim: int = 1,
-    process_group=None,
+    process_group: "ProcessGroup | str | None" = None,
+    class_sums: ClassSums | None = None,
+    check_labels: str = "async",
     backend: str | None = None,
     return_terms: bool = False,
 ) -> Tensor | tuple[Tensor, LossTerms]:
@@ -74,7 +79,11 @@ def fused_disc_loss(
         label_smoothing: in [0, 1], of cross-entropy alone.
         sample_weight: [N], >= 0 (ours). Multiplies a row's cross-entropy and its membership;
             "mean" divides by the weighted count: a weight of k is the row repeated k times.
-        activation, impurity, prior, feature_dim, process_group, backend: see `disc_terms`.
+        activation, impurity, prior, feature_dim, check_labels, backend: see `disc_terms`.
+        process_group, class_sums: the rows are a part of a batch, as `disc_terms` says, for
+            cross-entropy as well: the mean over the parts of their losses, and of the gradients of
+            these, is that of the whole batch in one process, if parts differ in size, too. (With
+            "none" every part's own mean counts alike.)
         return_terms: also return LossTerms(ce, gini, kl), unweighted and detached.
 
     Returns:
@@ -90,7 +99,7 @@ def fused_disc_loss(
     _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
     label_smoothing = _inputs.label_smoothing(label_smoothing)
     options = _inputs.options(
-        ignore_index, activation, impurity, feature_dim, process_group, backend
+        ignore_index, activation, impurity, feature_dim, process_group, check_labels, backend
     )
     if features is None:
         ce = _without_features(
@@ -106,22 +115,38 @@ def fused_disc_loss(
     _inputs.same_length("logits", logits, target)
     if weight is not None:
         weight = _inputs.numbers("weight", weight, C, target.device)
-    penalty, gini, kl = _terms(
-        layers, target, C, sample_weight, prior, options, gini_weight, kl_weight
-    )
+    is_part = options.group is not None or class_sums is not None
+    if is_part:
+        own = _terms.class_sums(
+            layers, target, C, weight, sample_weight, options, accumulation_dtype(logits.dtype)
+        )
+        whole = whole_batch(own, class_sums, options.group)
+    else:
+        penalty, gini, kl = _terms.terms(
+            layers, target, C, sample_weight, prior, options, gini_weight, kl_weight
+        )
     if target.device.type != "cpu" and not target.dtype.is_floating_point:
         target = _cross_entropy.in_range(target, C, options.ignore_index)
     ce = _cross_entropy.cross_entropy(
-        logits, target, weight, options.ignore_index, reduction, label_smoothing, sample_weight
-    )
+        logits, target, weight, options.ignore_index,
+        "sum" if is_part and reduction == "mean" else reduction, label_smoothing, sample_weight,
+    )  # fmt: skip
+    if is_part:
+        whole = whole()
+        penalty, gini, kl = _terms.terms_of_sums(whole, prior, options, gini_weight, kl_weight)
+        rows, divisor, parts = whole.counts
+        if reduction != "none":
+            ce = ce * (parts / divisor if reduction == "mean" else parts)
     if ce.dtype != penalty.dtype:
         ce = ce.to(torch.promote_types(ce.dtype, penalty.dtype))
     loss = ce
     if gini_weight or kl_weight:  # 0 * NaN would not be 0
         if reduction == "sum":
-            penalty = penalty * _cross_entropy.count(
-                target, sample_weight, options.ignore_index, penalty.dtype
-            )
+            if not is_part:
+                rows = _cross_entropy.counted(
+                    target, None, options.ignore_index, sample_weight, penalty.dtype
+                )
+            penalty = penalty * rows
         loss = ce + penalty
     if not return_terms:
         return loss
@@ -139,7 +164,9 @@ def disc_terms(
     impurity: str = "gini",
     prior: str | Tensor = "batch",
     feature_dim: int = 1,
-    process_group=None,
+    process_group: "ProcessGroup | str | None" = None,
+    class_sums: ClassSums | None = None,
+    check_labels: str = "async",
     backend: str | None = None,
 ) -> DiscTerms:
     """gini = 1 - (1/D) sum_j sum_c P_cj^2,   kl = sum_c pi_c log(pi_c / max(q_c, 1e-10))
@@ -164,7 +191,18 @@ def disc_terms(
         prior: pi, the distribution of the classes: of the "batch" (the paper's), "uniform", or a
             tensor [C] of numbers >= 0 (divided by its sum).
         feature_dim: the dimension of `features` that counts features; -1 for tokens [N, T, D].
-        process_group: not supported yet.
+        process_group: "world" or a torch.distributed.ProcessGroup (ours): the terms are those of
+            the batches of all its processes put together, and the same on each. It takes one
+            all_reduce, of C * D numbers for each layer whatever N is, and none in backward.
+            The gradient is that of the own rows times the number of processes: the mean that
+            DistributedDataParallel or FSDP takes is the gradient of the whole batch, also where
+            batches differ in size or are empty. Every process must make the call. Where no gradient
+            is recorded (torch.no_grad) the terms are those of the own batch, without a collective.
+        class_sums: of the whole batch, where these rows are one of its micro-batches (ours): see
+            `class_sums`. The gradient is that of these rows times the number of parts.
+        check_labels: on a GPU, labels out of range never count, and are reported by an IndexError
+            "async", when the GPU has come to them, which may be one call later and costs no wait;
+            "sync", in this call; or not, "off". On a CPU always in this call.
         backend: "reference", "cpu", "triton", "cuda"; None for the fastest that can run here.
 
     Returns:
@@ -177,11 +215,64 @@ def disc_terms(
         RuntimeError: the named backend cannot run here; or a fused backend is differentiated twice.
     """
     options = _inputs.options(
-        ignore_index, activation, impurity, feature_dim, process_group, backend
+        ignore_index, activation, impurity, feature_dim, process_group, check_labels, backend
     )
     C = _inputs.integer("num_classes", num_classes)
     layers, target = _checked(features, target, C, sample_weight, options)
-    return DiscTerms(*_terms(layers, target, C, sample_weight, prior, options, 1.0, 1.0)[1:])
+    if class_sums is None and options.group is None:
+        terms = _terms.terms(layers, target, C, sample_weight, prior, options, 1.0, 1.0)
+    else:
+        own = _terms.class_sums(layers, target, C, None, sample_weight, options, torch.float32)
+        whole = whole_batch(own, class_sums, options.group)()
+        terms = _terms.terms_of_sums(whole, prior, options, 1.0, 1.0)
+    return DiscTerms(*terms[1:])
+
+
+def class_sums(
+    features: Tensor | Sequence[Tensor],
+    target: Tensor,
+    num_classes: int,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    activation: str = "abs",
+    feature_dim: int = 1,
+    check_labels: str = "async",
+    backend: str | None = None,
+) -> ClassSums:
+    """sum_i m_ic phi(x_ij) of each layer, and n_c = sum_i m_ic
+
+    The class histogram before its division. These sums add up, so they give a batch that is cut
+    into micro-batches the terms of the whole (ours). A first pass collects them, a second one
+    trains, and the mean over the parts of the losses and gradients is that of the whole batch:
+
+        with torch.no_grad():
+            whole = sum(class_sums(net(x), y, num_classes) for x, y in parts)
+        for x, y in parts:
+            features = net(x)
+            loss = fused_disc_loss(classifier(features), y, features, class_sums=whole)
+            (loss / len(parts)).backward()
+
+    Exact where both passes compute the same features. So run the first one in
+    `torch.random.fork_rng()` where the network has dropout.
+
+    Args:
+        weight: [C], of the classes in cross-entropy, which divides by the sum of the whole batch.
+        The others: as in `disc_terms`.
+
+    Raises:
+        ValueError, TypeError, IndexError, RuntimeError: as in `disc_terms`.
+    """
+    options = _inputs.options(
+        ignore_index, activation, "gini", feature_dim, None, check_labels, backend
+    )
+    C = _inputs.integer("num_classes", num_classes)
+    layers, target = _checked(features, target, C, sample_weight, options)
+    if weight is not None:
+        weight = _inputs.numbers("weight", weight, C, target.device)
+    sums = _terms.class_sums(layers, target, C, weight, sample_weight, options, torch.float32)
+    return sums.detach()
 
 
 def class_histogram(
@@ -193,6 +284,7 @@ def class_histogram(
     sample_weight: Tensor | None = None,
     activation: str = "abs",
     feature_dim: int = 1,
+    check_labels: str = "async",
     backend: str | None = None,
 ) -> Tensor:
     """H_cj = sum_i m_ic phi(x_ij) / n_c,   n_c = sum_i m_ic
@@ -209,16 +301,14 @@ def class_histogram(
     Raises:
         ValueError, TypeError, IndexError, RuntimeError: as in `disc_terms`.
     """
-    options = _inputs.options(ignore_index, activation, "gini", feature_dim, None, backend)
+    options = _inputs.options(
+        ignore_index, activation, "gini", feature_dim, None, check_labels, backend
+    )
     C = _inputs.integer("num_classes", num_classes)
     if isinstance(features, (list, tuple)):
         raise TypeError(f"features is a {type(features).__name__}, expected a torch.Tensor")
     (x,), target = _checked(features, target, C, sample_weight, options)
-    name = _backend(x.device.type, options.backend)
-    rows = _rows(name, target, sample_weight, C, options, accumulation_dtype(x.dtype))
-    if name == "reference":
-        return reference.class_histogram(x, rows, options.activation)
-    return _ops.named(name).histogram(x, rows, C, ACTIVATIONS.index(options.activation))
+    return _terms.class_histogram(x, target, C, sample_weight, options)
 
 
 def _without_features(
@@ -255,75 +345,9 @@ def _checked(
         _inputs.same_length("features", x, target)
     if sample_weight is not None:
         _inputs.weights("sample_weight", sample_weight, target.shape[0], device)
+    if device.type != "cpu" and not target.dtype.is_floating_point:
+        if options.check_labels == "sync":
+            _inputs.check_labels(target, C, options.ignore_index, waiting=True)
+        elif options.check_labels == "off":
+            target = _cross_entropy.in_range(target, C, options.ignore_index)
     return layers, target
-
-
-def _terms(
-    layers: list[Tensor],
-    target: Tensor,
-    C: int,
-    sample_weight: Tensor | None,
-    prior: str | Tensor,
-    options: _inputs.Options,
-    gini_weight: float,
-    kl_weight: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """gini_weight * gini + kl_weight * kl, gini, kl: each averaged over the layers."""
-    name = _backend(target.device.type, options.backend)
-    prepared, results = {}, []
-    for x in layers:
-        dtype = accumulation_dtype(x.dtype)
-        if dtype not in prepared:  # once for all layers, but for those of another precision
-            pi = _inputs.prior(prior, C, dtype, target.device)
-            prepared[dtype] = _rows(name, target, sample_weight, C, options, dtype), pi
-        rows, pi = prepared[dtype]
-        if name == "reference":
-            gini, kl = reference.disc_terms(x, rows, pi, options.activation, options.impurity)
-            results.append((gini_weight * gini + kl_weight * kl, gini, kl))
-        else:
-            # A weight inside the operator would be a constant of torch.compile's graph.
-            compiling = torch.compiler.is_compiling()
-            penalty, gini, kl, _ = _ops.named(name).terms(
-                x, rows, C, pi, ACTIVATIONS.index(options.activation),
-                IMPURITIES.index(options.impurity),
-                *((1.0, 1.0) if compiling else (gini_weight, kl_weight)),
-            )  # fmt: skip
-            if compiling:
-                penalty = gini_weight * gini + kl_weight * kl
-            results.append((penalty, gini, kl))
-    if len(results) == 1:
-        return results[0]
-    return tuple(sum(values) / len(values) for values in zip(*results, strict=True))
-
-
-def _rows(
-    name: str,
-    target: Tensor,
-    sample_weight: Tensor | None,
-    C: int,
-    options: _inputs.Options,
-    dtype: torch.dtype,
-) -> Tensor | list[Tensor]:
-    """Which rows belong to which class, in the form that the backend uses."""
-    if target.requires_grad:
-        target = target.detach()
-    arguments = target, sample_weight, C, options.ignore_index, dtype
-    if name != "reference":
-        return _ops.named(name).rows(*arguments)
-    _inputs.check_labels(target, C, options.ignore_index)
-    return reference.membership(*arguments)
-
-
-def _backend(device_type: str, requested: str | None) -> str:
-    """The backend's name. Under torch.func's transforms and in forward mode it is the reference: of
-    the others, whose kernels read memory, these see no formula."""
-    if not torch.compiler.is_compiling() and (
-        torch._C._functorch.peek_interpreter_stack() or forward_ad._current_level >= 0
-    ):
-        if requested in (None, "reference"):
-            return "reference"
-        raise RuntimeError(
-            f"backend is {requested!r}, which neither torch.func nor forward-mode differentiation "
-            'can see through: use backend="reference", or leave backend=None'
-        )
-    return backends.resolve(device_type, requested)

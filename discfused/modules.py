@@ -2,18 +2,28 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from discfused import _inputs
-from discfused.functional import GINI_WEIGHT, KL_WEIGHT, LossTerms, fused_disc_loss
+from discfused._class_sums import ClassSums
+from discfused.functional import (
+    GINI_WEIGHT,
+    KL_WEIGHT,
+    LossTerms,
+    class_sums,
+    fused_disc_loss,
+)
 from discfused.tap import FeatureTap
+
+if TYPE_CHECKING:  # not every build of PyTorch has it
+    from torch.distributed import ProcessGroup
 
 _SHOWN = (
     "gini_weight", "kl_weight", "ignore_index", "reduction", "label_smoothing", "activation",
-    "impurity", "feature_dim", "process_group", "backend",
+    "impurity", "feature_dim", "process_group", "check_labels", "backend",
 )  # fmt: skip
 
 
@@ -37,7 +47,13 @@ class FusedDiscLoss(nn.Module):
     by another tensor only).
 
     It has no parameters and adds nothing to a state_dict; class weights and a prior tensor move
-    with `.to(device)`. Under DistributedDataParallel every process's loss is that of its own batch.
+    with `.to(device)`.
+
+    With several processes each loss is that of the own batch, unless process_group says whose
+    batches belong together ("world": all, and it may be pickled). Then gini and kl are those of the
+    whole batch, and cross-entropy is scaled so that the mean over the processes of the losses, and
+    of the gradients, is that of the whole batch. After `criterion.eval()` or where no gradient is
+    recorded, the loss is that of the own batch, and one process may compute it alone.
 
     Attributes:
         terms: LossTerms(ce, gini, kl) of the last call, detached: for logging. None before. `gini`
@@ -60,14 +76,17 @@ class FusedDiscLoss(nn.Module):
         impurity: str = "gini",
         prior: str | Tensor = "batch",
         feature_dim: int = 1,
-        process_group=None,
+        process_group: "ProcessGroup | str | None" = None,
+        check_labels: str = "async",
         backend: str | None = None,
     ):
         super().__init__()
         self.gini_weight = _inputs.non_negative("gini_weight", gini_weight)
         self.kl_weight = _inputs.non_negative("kl_weight", kl_weight)
         _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
-        _inputs.options(ignore_index, activation, impurity, feature_dim, process_group, backend)
+        _inputs.options(
+            ignore_index, activation, impurity, feature_dim, process_group, check_labels, backend
+        )
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = _inputs.label_smoothing(label_smoothing)
@@ -75,6 +94,7 @@ class FusedDiscLoss(nn.Module):
         self.impurity = impurity
         self.feature_dim = feature_dim
         self.process_group = process_group
+        self.check_labels = check_labels
         self.backend = backend
         for name, value in (("weight", weight), ("prior", prior)):
             if isinstance(value, Tensor):
@@ -118,21 +138,14 @@ class FusedDiscLoss(nn.Module):
         features: Tensor | Sequence[Tensor] | None = None,
         *,
         sample_weight: Tensor | None = None,
+        class_sums: ClassSums | None = None,
         input: Any = None,  # what nn.CrossEntropyLoss calls the logits
     ) -> Tensor:
         if logits is None:
             logits = input
         elif input is not None:
             raise TypeError("logits and input are both given, and mean the same: pass one of them")
-        if not isinstance(logits, Tensor):
-            logits = getattr(logits, "logits", logits)
-        if features is None and self.tap is not None:
-            features = self.tap.take(logits)
-            if not isinstance(features, list) and features.dim() == 3:
-                N, T, _ = features.shape
-                if N * T == logits.shape[0] != N:  # every token is a sample
-                    features = features.flatten(0, 1)
-            _warn_without_gradient(logits, features)
+        logits, features = self._logits_and_features(logits, features)
         loss, self.terms = fused_disc_loss(
             logits,
             target,
@@ -148,11 +161,63 @@ class FusedDiscLoss(nn.Module):
             impurity=self.impurity,
             prior=self.prior,
             feature_dim=self.feature_dim,
-            process_group=self.process_group,
+            process_group=self.process_group if self.training else None,
+            class_sums=class_sums,
+            check_labels=self.check_labels,
             backend=self.backend,
             return_terms=True,
         )
         return loss
+
+    @torch.no_grad()
+    def class_sums(
+        self,
+        logits: Any,
+        target: Tensor,
+        features: Tensor | Sequence[Tensor] | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+    ) -> ClassSums:
+        """What this micro-batch adds to the class sums of a batch, for a first pass over its parts:
+
+            with torch.no_grad(), torch.random.fork_rng():
+                whole = sum(criterion.class_sums(model(x), y) for x, y in parts)
+            for x, y in parts:
+                loss = criterion(model(x), y, class_sums=whole)
+                (loss / len(parts)).backward()
+
+        The gradient is that of the whole batch: see `discfused.class_sums`.
+        """
+        logits, features = self._logits_and_features(logits, features)
+        if features is None:
+            raise ValueError("features is None, expected [N, D]: pass them or attach")
+        return class_sums(
+            features,
+            target,
+            logits.shape[1],
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            sample_weight=sample_weight,
+            activation=self.activation,
+            feature_dim=self.feature_dim,
+            check_labels=self.check_labels,
+            backend=self.backend,
+        )
+
+    def _logits_and_features(
+        self, logits: Any, features: Tensor | Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor | Sequence[Tensor] | None]:
+        """Those of the tap, if none are given."""
+        if not isinstance(logits, Tensor):
+            logits = getattr(logits, "logits", logits)
+        if features is None and self.tap is not None:
+            features = self.tap.take(logits)
+            if not isinstance(features, list) and features.dim() == 3:
+                N, T, _ = features.shape
+                if N * T == logits.shape[0] != N:  # every token is a sample
+                    features = features.flatten(0, 1)
+            _warn_without_gradient(logits, features)
+        return logits, features
 
     def compute_loss_func(
         self, outputs: Any, labels: Tensor, num_items_in_batch: int | Tensor | None = None
@@ -187,5 +252,5 @@ def _warn_without_gradient(logits: Tensor, features: Tensor | list[Tensor]) -> N
         warnings.warn(
             "the tapped features carry no gradient, so the terms cannot train the model: the "
             "layer is frozen, runs under no_grad, or under checkpoint(use_reentrant=True)",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -65,7 +65,9 @@ BAD = [
     ("ignore_index", 2**63, ValueError, "64 bits"),
     ("sample_weight", -torch.ones(N), ValueError, "sample_weight[0] is -1.0"),
     ("target", torch.full((N,), 2**63, dtype=torch.uint64), IndexError, "2^63 - 1"),
-    ("process_group", object(), NotImplementedError, "process_group"),
+    ("process_group", object(), TypeError, "mesh.get_group()"),
+    ("process_group", "all", ValueError, "'world'"),
+    ("check_labels", "later", ValueError, "'sync'"),
 ]
 
 

@@ -1,10 +1,11 @@
-"""What a backend computes: five operators, of which `discfused/_ops.py` has the schemas.
+"""What a backend computes: six operators, of which `discfused/_ops.py` has the schemas.
 
     rows                target                 -> which rows belong to which class, and class sizes
     terms               features, rows, prior  -> penalty, gini, kl, and what gradient needs
     gradient            features, rows, that   -> d loss / d features
     histogram           features, rows         -> H [C, D]
     histogram_gradient  d loss / d H           -> d loss / d features
+    sizes               rows, N, C             -> n [C]
 
 `rows` runs once for each call of the loss, whatever the number of layers, and serves forward and
 backward. `terms` is made of two stages with the table H between them: nothing but H and the class
@@ -67,3 +68,10 @@ def hard_slots(samples: int, num_classes: int) -> int:
     # sym_min, not a comparison: N <= C must not become a guard of torch.compile, or batches on
     # either side of it would need a graph each.
     return torch.sym_min(num_classes, samples)
+
+
+def by_class(values: Tensor, slot_class: Tensor, num_classes: int) -> Tensor:
+    """[S, ...] of the slots as [C, ...] of the classes; slot_class is -1 for a slot without one."""
+    line = torch.where(slot_class < 0, num_classes, slot_class)  # one line more, for these
+    lines = values.new_zeros((num_classes + 1, *values.shape[1:]))
+    return lines.index_copy_(0, line, values)[:num_classes]

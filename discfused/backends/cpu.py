@@ -7,7 +7,7 @@ from torch import Tensor
 
 from discfused._definitions import accumulation_dtype
 from discfused.backends import _library
-from discfused.backends.contract import hard_slots
+from discfused.backends.contract import by_class, hard_slots
 
 PADDING = 16  # of rows of the table: kPadding of csrc/cpu/kernels.h
 
@@ -43,3 +43,10 @@ class CpuBackend:
         width = (D + PADDING - 1) // PADDING * PADDING
         dtype = accumulation_dtype(features.dtype)
         return (features.new_empty((S + 4) * width + S, dtype=dtype),)
+
+    def sizes(self, rows: Sequence[Tensor], samples: int, num_classes: int) -> Tensor:
+        index, weight = rows
+        if weight.dim() == 2:
+            return weight.sum(0)
+        S = hard_slots(samples, num_classes)
+        return by_class(weight[samples:], index[samples + S + 1 :], num_classes)

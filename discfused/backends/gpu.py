@@ -7,7 +7,7 @@ from torch import Tensor
 
 from discfused._definitions import accumulation_dtype
 from discfused.backends.bad_labels import bad_labels
-from discfused.backends.contract import hard_slots
+from discfused.backends.contract import by_class, hard_slots
 
 
 def is_soft(rows: Sequence[Tensor]) -> bool:
@@ -75,3 +75,10 @@ class GpuBackend:
         S = num_classes if is_soft(rows) else hard_slots(N, num_classes)
         dtype = accumulation_dtype(features.dtype)
         return [features.new_empty((S, D), dtype=dtype), features.new_empty(4 * D + S, dtype=dtype)]
+
+    def sizes(self, rows: Sequence[Tensor], samples: int, num_classes: int) -> Tensor:
+        index, weight = rows
+        if is_soft(rows) or num_classes <= samples:  # a slot is a class
+            return weight[samples : samples + num_classes].clone()
+        sizes, slot_class = weight[samples : 2 * samples], index[index.shape[0] - samples :]
+        return by_class(sizes, slot_class, num_classes)

@@ -24,6 +24,7 @@ from torch import Tensor
 from discfused._definitions import PROBABILITY_FLOOR
 from discfused.backends import triton_sorted
 from discfused.backends.bad_labels import bad_labels
+from discfused.backends.contract import by_class
 from discfused.backends.gpu import GpuBackend, is_soft
 from discfused.backends.triton_runtime import interpreted, kernels, missing, on
 
@@ -210,9 +211,7 @@ class TritonBackend(GpuBackend):
                 kernels().fold_kernel[grid](table, parts, index, weight, N, S, D, R, **blocks)
         if S == C:
             return table
-        classes = index[2 * N + 2 * (S + 1) :]
-        classes = torch.where(classes < 0, C, classes)  # one row more, for the empty slots
-        return table.new_zeros((C + 1, D)).index_copy_(0, classes, table)[:C]
+        return by_class(table, index[2 * N + 2 * (S + 1) :], C)
 
     def histogram_gradient(
         self, grad: Tensor, features: Tensor, rows: Sequence[Tensor], activation: int

@@ -1,0 +1,140 @@
+"""Sums over the samples of every class: what a batch hands on to the terms, and what adds up.
+
+The terms are no means over samples, so those of a part of a batch say little about the whole. But
+they follow from the class sums alone, and the sums of a batch are those of its parts, be these the
+micro-batches of one process or the batches of several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """tables[l]_cj = sum_i m_ic phi(x_ij) of layer l, and sizes_c = sum_i m_ic
+
+    `a + b` is of the batches of both, `sum(parts)` of all. Constants: the gradient of a part goes
+    through its own features, wherever these sums are given to a loss.
+
+    Attributes:
+        tables: [C, D] of each layer, float32 (float64 for float64 features).
+        sizes: [C], the same dtype.
+        counts: [3]: the rows that count; the divisor of their mean cross-entropy; the parts.
+    """
+
+    tables: tuple[Tensor, ...]
+    sizes: Tensor
+    counts: Tensor
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        if not isinstance(other, ClassSums):
+            return NotImplemented
+        if self._shapes() != other._shapes():
+            raise ValueError(
+                f"class sums of shapes {other._shapes()} cannot be added to those of shapes "
+                f"{self._shapes()}: both must be of the same layers and classes"
+            )
+        own, others = self._tensors(), other._tensors()
+        return self._of([a + b for a, b in zip(own, others, strict=True)])
+
+    def __radd__(self, other: object) -> ClassSums:
+        return self if other == 0 else NotImplemented  # what sum() begins with
+
+    def __mul__(self, factor: float) -> ClassSums:
+        return self._of([factor * tensor for tensor in self._tensors()])
+
+    def detach(self) -> ClassSums:
+        return self._of([tensor.detach() for tensor in self._tensors()])
+
+    def state_dict(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def histograms(self) -> list[Tensor]:
+        """H of each layer."""
+        n = torch.where(self.sizes == 0, 1, self.sizes)[:, None]
+        return [table / n for table in self.tables]
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.tables, self.sizes, self.counts]
+
+    def _of(self, tensors: list[Tensor]) -> ClassSums:
+        *tables, sizes, counts = tensors
+        return ClassSums(tuple(tables), sizes, counts)
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(tensor.shape) for tensor in self._tensors()]
+
+
+def whole_batch(
+    own: ClassSums, given: ClassSums | None, group: dist.ProcessGroup | None
+) -> Callable[[], ClassSums]:
+    """Begins to put the batch together; the function returned waits for it.
+
+    `given` are the sums of all micro-batches of this process, `own` among them. The result has
+    their values, and the gradient of `own` times the number of parts: the mean over the parts is
+    the gradient of the whole, as DistributedDataParallel and loss / accumulation_steps take it.
+    """
+    if given is not None and given._shapes() != own._shapes():
+        raise ValueError(
+            f"class_sums have shapes {given._shapes()}, but these features have class sums of "
+            f"shapes {own._shapes()}: both must be of the same layers and classes"
+        )
+    whole = (given or own).detach()
+    wait = (lambda: whole) if group is None else _sum_over_processes(whole, group)
+
+    def finished() -> ClassSums:
+        whole = wait()
+        parts = whole.counts[2]
+        tables = [
+            total + parts * (table - table.detach()) if table.requires_grad else total
+            for total, table in zip(whole.tables, own.tables, strict=True)
+        ]
+        return replace(whole, tables=tuple(tables))
+
+    return finished
+
+
+def _sum_over_processes(sums: ClassSums, group: dist.ProcessGroup) -> Callable[[], ClassSums]:
+    """One collective for everything; it runs until the function returned is called."""
+    tensors = sums._tensors()
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    work = None
+    if torch.compiler.is_compiling():  # it knows this form alone, and overlaps by itself
+        dist.all_reduce(flat, group=group)
+    else:
+        work = dist.all_reduce(flat, group=group, async_op=True)
+
+    def finished() -> ClassSums:
+        if work is not None:
+            work.wait()
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return sums._of([p.view(t.shape) for p, t in zip(parts, tensors, strict=True)])
+
+    return finished
+
+
+def resolve_group(process_group: object) -> dist.ProcessGroup | None:
+    """The group whose processes put their batches together; None where there is nothing to do:
+    without a group, alone in it, or where no gradient is recorded, as in evaluation, which not all
+    processes may take part in."""
+    if process_group is None:
+        return None
+    if process_group == "world":
+        if not (dist.is_available() and dist.is_initialized()):
+            return None
+        process_group = dist.group.WORLD
+    elif not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+        error = ValueError if isinstance(process_group, str) else TypeError
+        raise error(
+            f"process_group is {process_group!r}, expected None, 'world' or a "
+            "torch.distributed.ProcessGroup (of a DeviceMesh: mesh.get_group())"
+        )
+    if not torch.is_grad_enabled() or dist.get_world_size(process_group) == 1:
+        return None
+    return process_group

@@ -1,0 +1,79 @@
+"""RunningDiscLoss: the terms of a running class histogram."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from discfused import _inputs
+from discfused._class_sums import ClassSums
+from discfused.modules import FusedDiscLoss
+
+
+class RunningDiscLoss(FusedDiscLoss):
+    """FusedDiscLoss of the class sums  S_t = S(batch t) + momentum * S_(t-1)  (ours)
+
+    For batches with few samples of a class, and for micro-batches where a second pass over them is
+    too dear (`FusedDiscLoss.class_sums` is exact and needs one). Biased: the earlier sums are
+    constants, of features that the network no longer computes. The gradient is scaled as that of
+    one of 1 + momentum + momentum^2 + ... parts, so its size is that of FusedDiscLoss;
+    cross-entropy is that of the batch. It keeps [C, D] numbers for each layer.
+
+    The sums grow by calls in training mode with gradients alone. They are in the state_dict, so
+    that a run resumes where it stopped, and are no buffers: DistributedDataParallel leaves those
+    of each process alone. With process_group the running sums of its processes are put together.
+
+    Args:
+        momentum: in [0, 1); 0 is FusedDiscLoss.
+        The others: as in FusedDiscLoss.
+
+    Attributes:
+        sums: the ClassSums so far; None before the first call. Set it to None to begin anew.
+    """
+
+    def __init__(self, *, momentum: float = 0.9, **options):
+        super().__init__(**options)
+        self.momentum = _inputs.non_negative("momentum", momentum)
+        if self.momentum >= 1:
+            raise ValueError(f"momentum is {momentum}, expected a number in [0, 1)")
+        self.sums: ClassSums | None = None
+
+    def forward(
+        self,
+        logits: Any = None,
+        target: Tensor | None = None,
+        features: Tensor | Sequence[Tensor] | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        class_sums: ClassSums | None = None,
+        input: Any = None,
+    ) -> Tensor:
+        if class_sums is None and self.training and torch.is_grad_enabled():
+            made = input if logits is None else logits
+            own = class_sums = self.class_sums(made, target, features, sample_weight=sample_weight)
+            if self.sums is not None:
+                class_sums = own + self.sums * self.momentum
+                # Cross-entropy is the batch's own, whatever the sizes of the others.
+                parts = class_sums.counts[2]
+                class_sums = replace(class_sums, counts=own.counts * parts)
+            self.sums = class_sums
+        return super().forward(
+            logits, target, features, sample_weight=sample_weight, class_sums=class_sums,
+            input=input,
+        )  # fmt: skip
+
+    def get_extra_state(self) -> dict:
+        return {} if self.sums is None else self.sums.state_dict()
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.sums = ClassSums(**state) if state else None
+
+    def _apply(self, fn, recurse: bool = True):
+        if self.sums is not None:  # .to() and its kin
+            self.sums = self.sums._of([fn(tensor) for tensor in self.sums._tensors()])
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}, {super().extra_repr()}"
