@@ -92,7 +92,7 @@ def class_sums(
         for w in (None, weight)
     ]
     counts = torch.stack([*counts, torch.ones_like(counts[0])])
-    _, sizes = prepared[max(prepared, key=lambda acc: acc.itemsize)]
+    _, sizes = prepared.get(torch.float64) or prepared[torch.float32]
     return ClassSums(tuple(table.to(dtype) for table in tables), sizes.to(dtype), counts)
 
 

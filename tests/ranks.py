@@ -237,3 +237,9 @@ def running(rank: int) -> None:
     resumed.load_state_dict(step.state_dict())
     assert resumed(x[0], y[0]) == step(x[0], y[0])
     assert resumed.criterion.sums is not step.criterion.sums
+
+
+def collectives_and_running_sums(rank: int) -> None:
+    collectives(rank)
+    dist.barrier()
+    running(rank)

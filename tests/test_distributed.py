@@ -1,5 +1,11 @@
 """The loss over several processes: exact, with one collective, and none where one could hang."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch.distributed as dist
 
@@ -16,10 +22,9 @@ pytestmark = pytest.mark.skipif(
     ("function", "processes"),
     [
         (ranks.one_batch, 4),
-        (ranks.wrapped, 3),
-        (ranks.compiled_group, 2),
-        (ranks.collectives, 2),
-        (ranks.running, 2),
+        (ranks.collectives_and_running_sums, 2),
+        pytest.param(ranks.wrapped, 3, marks=pytest.mark.slow),
+        pytest.param(ranks.compiled_group, 2, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -32,3 +37,37 @@ def test_no_group_no_collective():
     assert fused_disc_loss(**GOOD, process_group="world") == fused_disc_loss(**GOOD)
     x, y = GOOD["features"], GOOD["target"]
     assert disc_terms(x, y, 4, process_group="world") == disc_terms(x, y, 4)
+
+
+EXAMPLE = str(Path(__file__).resolve().parents[1] / "examples" / "distributed.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def start(command, folder) -> subprocess.Popen:
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, EXAMPLE], cwd=folder, env=variables, stdout=subprocess.PIPE, text=True
+    )
+
+
+def printed(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=ranks.LIMIT)
+    assert process.returncode == 0
+    return output
+
+
+@pytest.mark.slow
+def test_the_example_prints_the_same_losses_for_any_number_of_processes(tmp_path):
+    """One process; two of torchrun; and two hosts, which here are two agents on this one."""
+    alone = printed(start([sys.executable], tmp_path))
+    assert alone.count("loss") == 5
+    assert printed(start([*TORCHRUN, "--nproc-per-node", "2"], tmp_path)) == alone
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    hosts = [
+        start([*TORCHRUN, "--nnodes", "2", "--node-rank", str(host), *rendezvous], tmp_path)
+        for host in range(2)
+    ]
+    assert "".join(map(printed, hosts)) == alone
