@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,7 +53,7 @@ class ClassSums:
     def detach(self) -> ClassSums:
         return self._of([tensor.detach() for tensor in self._tensors()])
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def histograms(self) -> list[Tensor]:
@@ -85,17 +86,17 @@ def whole_batch(
             f"class_sums have shapes {given._shapes()}, but these features have class sums of "
             f"shapes {own._shapes()}: both must be of the same layers and classes"
         )
-    whole = (given or own).detach()
-    wait = (lambda: whole) if group is None else _sum_over_processes(whole, group)
+    whole = (own if given is None else given).detach()
+    in_flight = None if group is None else _sum_over_processes(whole, group)
 
     def finished() -> ClassSums:
-        whole = wait()
-        parts = whole.counts[2]
+        batch = whole if in_flight is None else in_flight()
+        parts = batch.counts[2]
         tables = [
             total + parts * (table - table.detach()) if table.requires_grad else total
-            for total, table in zip(whole.tables, own.tables, strict=True)
+            for total, table in zip(batch.tables, own.tables, strict=True)
         ]
-        return replace(whole, tables=tuple(tables))
+        return replace(batch, tables=tuple(tables))
 
     return finished
 

@@ -10,7 +10,7 @@ backends, which read every label anyway.
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,21 +52,25 @@ def options(
     check_labels: object,
     backend: str | None,
 ) -> Options:
-    one_of("activation", activation, ACTIVATIONS)
-    one_of("impurity", impurity, IMPURITIES)
-    one_of("check_labels", check_labels, LABEL_CHECKS)
     return Options(
-        integer("ignore_index", ignore_index), activation, impurity,
-        integer("feature_dim", feature_dim), resolve_group(process_group), check_labels, backend,
-    )  # fmt: skip
+        integer("ignore_index", ignore_index),
+        one_of("activation", activation, ACTIVATIONS),
+        one_of("impurity", impurity, IMPURITIES),
+        integer("feature_dim", feature_dim),
+        resolve_group(process_group),
+        one_of("check_labels", check_labels, LABEL_CHECKS),
+        backend,
+    )
 
 
-def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+    chosen: str = value
+    return chosen
 
 
-def integer(name: str, value: object) -> int:
+def integer(name: str, value: Any) -> int:
     """The number as Python's own int; NumPy's integers are taken, too."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
         try:
@@ -77,10 +81,11 @@ def integer(name: str, value: object) -> int:
             raise TypeError(f"{name} is {value!r}, expected an int") from None
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} is {value}, expected an int of 64 bits")
-    return value
+    number: int = value
+    return number
 
 
-def non_negative(name: str, value: object) -> float:
+def non_negative(name: str, value: Any) -> float:
     """The number as Python's own float; those of NumPy and of tensors are taken, too."""
     if type(value) is not float:
         try:
@@ -91,7 +96,8 @@ def non_negative(name: str, value: object) -> float:
             raise TypeError(f"{name} is {value!r}, expected a number") from None
     if not 0 <= value < math.inf:  # NaN fails this, too
         raise ValueError(f"{name} is {value}, expected a finite number >= 0")
-    return value
+    number: float = value
+    return number
 
 
 def label_smoothing(value: object) -> float:
@@ -299,7 +305,7 @@ def weights(name: str, value: object, length: int, device: torch.device) -> Tens
     if _readable(w) and w.numel():
         low, high = w.aminmax()  # both NaN if any weight is
         if not (low >= 0 and high < math.inf):
-            worst = (~((w >= 0) & (w < math.inf))).nonzero()[0].item()
+            worst = int((~((w >= 0) & (w < math.inf))).nonzero()[0])
             raise ValueError(f"{name}[{worst}] is {w[worst].item()}, expected a finite number >= 0")
     return w
 

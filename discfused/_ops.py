@@ -4,6 +4,7 @@ They give eager mode, torch.compile, make_fx, fake and meta tensors one path. Th
 library have their kernels and their autograd formula in csrc/; those of Triton have them here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,13 @@ _namespace = library.Library("discfused", "DEF")
 class Operators:
     """A backend's operators, by the names of the contract."""
 
+    rows: Callable[..., list[Tensor]]
+    terms: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]]
+    gradient: Callable[..., Tensor]
+    histogram: Callable[..., Tensor]
+    histogram_gradient: Callable[..., Tensor]
+    sizes: Callable[..., Tensor]
+
     def __init__(self, backend: str):
         for name in _SCHEMAS:
             setattr(self, name, getattr(torch.ops.discfused, f"{backend}_{name}").default)
@@ -41,25 +49,27 @@ class Operators:
 def _define(backend: Any) -> None:
     """The schemas of a backend's operators, and their shapes where there is no data."""
 
-    def rows(target, sample_weight, num_classes, ignore_index, dtype):
+    def rows(
+        target: Tensor, sample_weight: Any, num_classes: int, ignore_index: int, dtype: torch.dtype
+    ) -> list[Tensor]:
         return list(backend.empty_rows(target, num_classes, dtype))
 
-    def terms(features, rows, num_classes, *options):
+    def terms(features: Tensor, rows: list[Tensor], num_classes: int, *options: Any) -> Any:
         dtype = accumulation_dtype(features.dtype)
         scalars = (features.new_empty((), dtype=dtype) for _ in range(3))
         return *scalars, list(backend.empty_kept(features, rows, num_classes))
 
-    def gradient(features, *arguments):
+    def gradient(features: Tensor, *arguments: Any) -> Tensor:
         return torch.empty_like(features, memory_format=torch.contiguous_format)
 
-    def histogram(features, rows, num_classes, activation):
+    def histogram(features: Tensor, rows: Any, num_classes: int, activation: int) -> Tensor:
         shape = num_classes, features.shape[1]
         return features.new_empty(shape, dtype=accumulation_dtype(features.dtype))
 
-    def histogram_gradient(grad, features, *arguments):
+    def histogram_gradient(grad: Tensor, features: Tensor, *arguments: Any) -> Tensor:
         return gradient(features)
 
-    def sizes(rows, samples, num_classes):
+    def sizes(rows: list[Tensor], samples: int, num_classes: int) -> Tensor:
         return rows[1].new_empty(num_classes)
 
     for fake in (rows, terms, gradient, histogram, histogram_gradient, sizes):
@@ -94,14 +104,14 @@ def named(backend: str) -> Operators:
 # csrc/autograd.cpp says the same of the others.
 
 
-def _save_terms(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save_terms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     features, rows, _, _, activation, _, *weights = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(features, *rows, *output[3])
     ctx.rows, ctx.options = len(rows), (activation, *weights)
 
 
-def _terms_backward(ctx: Any, *upstream: Tensor | None) -> tuple:
+def _terms_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     features, *saved = ctx.saved_tensors
     rows, kept = saved[: ctx.rows], saved[ctx.rows :]
     gradient = torch.ops.discfused.triton_gradient(
@@ -110,18 +120,18 @@ def _terms_backward(ctx: Any, *upstream: Tensor | None) -> tuple:
     return gradient, [None] * ctx.rows, *[None] * 6
 
 
-def _save_histogram(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_histogram(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, rows, _, ctx.activation = inputs
     ctx.save_for_backward(features, *rows)
 
 
-def _histogram_backward(ctx: Any, grad: Tensor) -> tuple:
+def _histogram_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     features, *rows = ctx.saved_tensors
     gradient = torch.ops.discfused.triton_histogram_gradient(grad, features, rows, ctx.activation)
     return gradient, [None] * len(rows), None, None
 
 
-def _twice(ctx: Any, *grads: Tensor) -> tuple:
+def _twice(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     raise RuntimeError(
         'the "triton" backend of discfused cannot be differentiated twice: '
         'use backend="reference" for double backward'

@@ -1,5 +1,7 @@
 """From checked arguments to the terms: chooses the backend and calls its operators."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -21,7 +23,8 @@ def terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """gini_weight * gini + kl_weight * kl, gini, kl: each averaged over the layers."""
     name = _backend(target.device.type, options.backend)
-    prepared, results = {}, []
+    prepared: dict[torch.dtype, tuple[Any, Tensor | None]] = {}
+    results = []
     for x in layers:
         dtype = accumulation_dtype(x.dtype)
         if dtype not in prepared:  # once for all layers, but for those of another precision
@@ -72,7 +75,8 @@ def class_sums(
 ) -> ClassSums:
     """Of one batch, in this dtype or a wider one of the features. `weight`: of cross-entropy."""
     name = _backend(target.device.type, options.backend)
-    prepared, tables = {}, []
+    prepared: dict[torch.dtype, tuple[Any, Tensor]] = {}
+    tables = []
     for x in layers:
         acc = accumulation_dtype(x.dtype)
         dtype = torch.promote_types(dtype, acc)
@@ -87,11 +91,11 @@ def class_sums(
         tables.append(_histogram(name, x, rows, C, options) * sizes[:, None])
     if target.device.type != "cpu" and not target.dtype.is_floating_point:
         target = _cross_entropy.in_range(target, C, options.ignore_index)
-    counts = [
+    numbers = [
         _cross_entropy.counted(target, w, options.ignore_index, sample_weight, dtype)
         for w in (None, weight)
     ]
-    counts = torch.stack([*counts, torch.ones_like(counts[0])])
+    counts = torch.stack([*numbers, torch.ones_like(numbers[0])])
     _, sizes = prepared.get(torch.float64) or prepared[torch.float32]
     return ClassSums(tuple(table.to(dtype) for table in tables), sizes.to(dtype), counts)
 
@@ -104,9 +108,7 @@ def class_histogram(
     return _histogram(name, x, rows, C, options)
 
 
-def _histogram(
-    name: str, x: Tensor, rows: Tensor | list[Tensor], C: int, options: _inputs.Options
-) -> Tensor:
+def _histogram(name: str, x: Tensor, rows: Any, C: int, options: _inputs.Options) -> Tensor:
     if name == "reference":
         return reference.class_histogram(x, rows, options.activation)
     return _ops.named(name).histogram(x, rows, C, ACTIVATIONS.index(options.activation))
@@ -119,7 +121,7 @@ def _rows(
     C: int,
     options: _inputs.Options,
     dtype: torch.dtype,
-) -> Tensor | list[Tensor]:
+) -> Any:
     """Which rows belong to which class, in the form that the backend uses."""
     if target.requires_grad:
         target = target.detach()

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=discfused.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run, refuse=command.error)
         return command
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)
     try:
-        code = options.run(options)
+        code: int = options.run(options)
         if sys.stdout is not None:  # closed, as by >&-
             sys.stdout.flush()
         return code

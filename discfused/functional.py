@@ -120,7 +120,7 @@ def fused_disc_loss(
         own = _terms.class_sums(
             layers, target, C, weight, sample_weight, options, accumulation_dtype(logits.dtype)
         )
-        whole = whole_batch(own, class_sums, options.group)
+        put_together = whole_batch(own, class_sums, options.group)
     else:
         penalty, gini, kl = _terms.terms(
             layers, target, C, sample_weight, prior, options, gini_weight, kl_weight
@@ -132,7 +132,7 @@ def fused_disc_loss(
         "sum" if is_part and reduction == "mean" else reduction, label_smoothing, sample_weight,
     )  # fmt: skip
     if is_part:
-        whole = whole()
+        whole = put_together()
         penalty, gini, kl = _terms.terms_of_sums(whole, prior, options, gini_weight, kl_weight)
         rows, divisor, parts = whole.counts
         if reduction != "none":

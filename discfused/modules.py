@@ -81,6 +81,8 @@ class FusedDiscLoss(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
+        self.weight: Tensor | None  # registered below, as are the others
+        self.prior: str | Tensor
         self.gini_weight = _inputs.non_negative("gini_weight", gini_weight)
         self.kl_weight = _inputs.non_negative("kl_weight", kl_weight)
         _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
@@ -118,7 +120,7 @@ class FusedDiscLoss(nn.Module):
         layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
         *,
         capture: str = "output",
-        **options,
+        **options: Any,
     ) -> "FusedDiscLoss":
         """A criterion that takes the features from the model: see FeatureTap for the arguments.
 
@@ -134,7 +136,7 @@ class FusedDiscLoss(nn.Module):
     def forward(
         self,
         logits: Any = None,
-        target: Tensor | None = None,
+        target: Any = None,
         features: Tensor | Sequence[Tensor] | None = None,
         *,
         sample_weight: Tensor | None = None,
@@ -233,7 +235,7 @@ class FusedDiscLoss(nn.Module):
         """
         if self.reduction != "mean":
             raise ValueError(f"reduction is {self.reduction!r}, expected 'mean' with a Trainer")
-        loss = self(outputs, labels)
+        loss: Tensor = self(outputs, labels)
         if num_items_in_batch is None:
             return loss
         if labels.dtype.is_floating_point:

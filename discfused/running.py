@@ -1,6 +1,6 @@
 """RunningDiscLoss: the terms of a running class histogram."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class RunningDiscLoss(FusedDiscLoss):
         sums: the ClassSums so far; None before the first call. Set it to None to begin anew.
     """
 
-    def __init__(self, *, momentum: float = 0.9, **options):
+    def __init__(self, *, momentum: float = 0.9, **options: Any):
         super().__init__(**options)
         self.momentum = _inputs.non_negative("momentum", momentum)
         if self.momentum >= 1:
@@ -43,7 +43,7 @@ class RunningDiscLoss(FusedDiscLoss):
     def forward(
         self,
         logits: Any = None,
-        target: Tensor | None = None,
+        target: Any = None,
         features: Tensor | Sequence[Tensor] | None = None,
         *,
         sample_weight: Tensor | None = None,
@@ -64,16 +64,17 @@ class RunningDiscLoss(FusedDiscLoss):
             input=input,
         )  # fmt: skip
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, Any]:
         return {} if self.sums is None else self.sums.state_dict()
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         self.sums = ClassSums(**state) if state else None
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningDiscLoss":
         if self.sums is not None:  # .to() and its kin
             self.sums = self.sums._of([fn(tensor) for tensor in self.sums._tensors()])
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}, {super().extra_repr()}"

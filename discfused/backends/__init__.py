@@ -17,9 +17,8 @@ from discfused.backends.triton_backend import TritonBackend
 
 ENVIRONMENT_VARIABLE = "DISCFUSED_BACKEND"
 
-_BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (CpuBackend(), TritonBackend(), CudaBackend())
-}
+_ALL: tuple[Backend, ...] = CpuBackend(), TritonBackend(), CudaBackend()
+_BACKENDS = {backend.name: backend for backend in _ALL}
 NAMES = ("reference", *_BACKENDS)
 
 # The rule of what backend=None means: on each type of device these, in this order, then the
@@ -58,7 +57,7 @@ def fused() -> Iterable[Backend]:
 
 def preferred(device_type: str) -> tuple[str, list[str]]:
     """The backend that None means on such a device, and why each faster one cannot run."""
-    reasons = []
+    reasons: list[str] = []
     for name in _PREFERRED.get(device_type, ()):
         why = _BACKENDS[name].unavailable()
         if why is None:
@@ -74,7 +73,7 @@ def resolve(device_type: str, requested: str | None) -> str:
 
 # torch.compile takes the answer as a constant instead of tracing how it was found. This is what
 # torch.compiler.assume_constant_result does, but that imports all of torch._dynamo.
-resolve._dynamo_marked_constant = True
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # Once for each pair: the environment is read slowly, and a fallback warns once.

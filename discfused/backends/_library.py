@@ -16,6 +16,7 @@ import threading
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -44,10 +45,11 @@ def load() -> ModuleType:
     return library
 
 
-def build_record() -> dict:
+def build_record() -> dict[str, Any]:
     """What the build wrote down (BuildRecord of setup.py); empty if it wrote nothing."""
     try:
-        return json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((_PACKAGE / "_build.json").read_text("utf-8"))
+        return record
     except (OSError, ValueError):
         return {}
 
@@ -73,8 +75,8 @@ def cuda_missing() -> str | None:
     """Why the CUDA kernels cannot run here, and what to do; None if they can."""
     try:
         load()
-    except LibraryUnavailable as why:
-        return str(why)
+    except LibraryUnavailable as unavailable:
+        return str(unavailable)
     record = build_record()
     if "cuda" not in record["built"]:
         why = record["left_out"]["cuda"]
@@ -119,7 +121,7 @@ def _load_once() -> ModuleType | LibraryUnavailable:
         return LibraryUnavailable(reason, _compile_again())
 
 
-def _check(record: dict) -> None:
+def _check(record: dict[str, Any]) -> None:
     """Refuses to go on where loading is known to fail, or to crash."""
     if not record:
         raise LibraryUnavailable(
@@ -158,9 +160,9 @@ def _compile_again() -> str:
     return f"run `{command} {_source(origin)}`"
 
 
-def _source(origin: dict) -> str:
+def _source(origin: dict[str, Any]) -> str:
     """What to give to pip, from what it wrote down when it installed discfused (PEP 610)."""
-    url = origin.get("url", "discfused")
+    url: str = origin.get("url", "discfused")
     if "vcs_info" in origin:
         return "{vcs}+{url}@{commit_id}".format(url=url, **origin["vcs_info"])
     if "dir_info" in origin:

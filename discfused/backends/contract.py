@@ -49,7 +49,10 @@ from torch import Tensor
 
 class Backend(Protocol):
     name: str
-    device_type: str  # of the tensors it takes
+
+    @property
+    def device_type(self) -> str:
+        """Of the tensors it takes."""
 
     def unavailable(self) -> str | None:
         """None if this backend can run here, else why not and what to do."""
@@ -67,7 +70,8 @@ def hard_slots(samples: int, num_classes: int) -> int:
     """S of hard labels"""
     # sym_min, not a comparison: N <= C must not become a guard of torch.compile, or batches on
     # either side of it would need a graph each.
-    return torch.sym_min(num_classes, samples)
+    slots: int = torch.sym_min(num_classes, samples)
+    return slots
 
 
 def by_class(values: Tensor, slot_class: Tensor, num_classes: int) -> Tensor:

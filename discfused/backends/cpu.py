@@ -28,11 +28,11 @@ class CpuBackend:
     def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
         N = target.shape[0]
         if target.is_floating_point():
-            index, weight = (0,), (N, num_classes)
-        else:
-            S = hard_slots(N, num_classes)
-            index, weight = (N + 2 * S + 1,), (N + S,)
-        return target.new_empty(index, dtype=torch.int64), target.new_empty(weight, dtype=dtype)
+            weight = target.new_empty((N, num_classes), dtype=dtype)
+            return target.new_empty(0, dtype=torch.int64), weight
+        S = hard_slots(N, num_classes)
+        index = target.new_empty(N + 2 * S + 1, dtype=torch.int64)
+        return index, target.new_empty(N + S, dtype=dtype)
 
     def empty_kept(
         self, features: Tensor, rows: Sequence[Tensor], num_classes: int

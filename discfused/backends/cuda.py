@@ -27,6 +27,7 @@ class CudaBackend(GpuBackend):
         dtype: torch.dtype,
         bad: Tensor,
     ) -> list[Tensor]:
-        return torch.ops.discfused.cuda_rows_flagged(
+        rows: list[Tensor] = torch.ops.discfused.cuda_rows_flagged(
             target, sample_weight, num_classes, ignore_index, dtype, bad
         )
+        return rows

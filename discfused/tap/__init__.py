@@ -65,8 +65,11 @@ class FeatureTap:
         self._removed = ""  # why, once it is
         self._handles, self._recorder = Handles(), Handles()
         self._classifier: Classifier | None = None
+        if isinstance(layers, (str, nn.Module)):
+            found = find(root, [layers])
+        else:
+            found = [] if layers is None else find(root, layers)
         self._single = layers is None or isinstance(layers, (str, nn.Module))
-        found = [] if layers is None else find(root, [layers] if self._single else layers)
         self._passes = Passes(max(len(found), 1))
         self._names = [name for name, _ in found]
         self._capture = capture
@@ -116,6 +119,7 @@ class FeatureTap:
                 f"these logits were made by {len(found)} forward passes: call the criterion for "
                 "the logits of each, or pass features to it yourself"
             )
+        captured: list[Tensor] | None = None
         for made_by, logits in found.items():
             if made_by.trace is not None:
                 self._resolve(made_by, logits)
@@ -131,7 +135,7 @@ class FeatureTap:
             )
         return captured
 
-    def _resolve(self, traced: Pass, logits: Tensor) -> None:
+    def _resolve(self, traced: Pass, logits: Any) -> None:
         """One of the first forward passes: which layer to hook, and what it gave in this one."""
         try:
             classifier, features = traced.trace.classifier(logits)
@@ -158,18 +162,19 @@ class FeatureTap:
 
     def _install(self, layers: list[nn.Module], capture: str) -> None:
         around = []
-        for depth, module in enumerate(self._root().modules()):
+        root: Any = self._root()  # alive: it has just run, or is being attached to
+        for depth, module in enumerate(root.modules()):
             inside = set(module.modules())
             if any(layer in inside for layer in layers):
                 around.append((module, _Around(self._passes, depth)))
         for module, hooks in around:
             self._handles.add(module, "forward_pre_hook", hooks.start)
         for index, layer in enumerate(layers):
-            hooks = _Layer(self._passes, index)
+            of_layer = _Layer(self._passes, index)
             if capture == "input":
-                self._handles.add(layer, "forward_pre_hook", hooks.input, with_kwargs=True)
+                self._handles.add(layer, "forward_pre_hook", of_layer.input, with_kwargs=True)
             else:
-                self._handles.add(layer, "forward_hook", hooks.output)
+                self._handles.add(layer, "forward_hook", of_layer.output)
         for module, hooks in around:
             self._handles.add(module, "forward_hook", hooks.finish, always_call=True)
 
@@ -211,18 +216,18 @@ class FeatureTap:
     def __exit__(self, *exception: Any) -> None:
         self.remove()
 
-    def __deepcopy__(self, memo: dict) -> "FeatureTap":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureTap":
         copy = FeatureTap.__new__(FeatureTap)
         copy.__setstate__(self.__getstate__())
         return copy
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {
             "_single": self._single, "_names": self._names, "_capture": self._capture,
             "_classifier": None,
         }  # fmt: skip
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._handles, self._recorder = Handles(), Handles()
         self._passes = Passes(1)
@@ -236,13 +241,13 @@ class _Around:
         self.passes = passes
         self.depth = depth
 
-    def start(self, module: nn.Module, args: tuple) -> None:
+    def start(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not torch.compiler.is_compiling():
             self.passes.start(self.depth)
         elif self.depth == 0:
             self.passes.compiled = [None] * self.passes.size
 
-    def finish(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_compiling():
             self.passes.finish(self.depth, output)
 
@@ -254,10 +259,12 @@ class _Layer:
         self.passes = passes
         self.index = index
 
-    def output(self, module: nn.Module, args: tuple, *rest: Any) -> None:
+    def output(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         self._keep(rest[-1], False)
 
-    def input(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+    def input(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
         value = args[0] if args else next(iter((kwargs or {}).values()), None)
         self._keep(value, getattr(module, "inplace", False))  # what comes before the layer's work
 

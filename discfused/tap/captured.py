@@ -24,11 +24,11 @@ class Pass:
     """One forward pass: what was captured; or all of it, while the classifier is not known."""
 
     def __init__(self, size: int, depth: int, trace: Trace | None = None):
-        self.captured: list[Tensor | None] = [None] * size
+        self.captured: list[Any] = [None] * size
         self.versions: list[int | None] = [None] * size
         self.depth = depth  # of the outermost module that was called
-        self.trace = trace
-        self.outputs: list[weakref.ref] = []
+        self.trace: Any = trace
+        self.outputs: list[weakref.ref[Tensor]] = []
 
     def keep(self, index: int, tensor: Tensor) -> None:
         self.captured[index] = tensor
@@ -49,7 +49,7 @@ class Passes:
         self.running = threading.local()
         self.shapes: list[torch.Size | None] = [None] * size  # of the last captured, to be shown
         # Compiled code can only write to the same place each time: the last pass.
-        self.compiled: list[Tensor | None] = [None] * size
+        self.compiled: list[Any] = [None] * size
         self.lock = threading.Lock()
         self._key = object()  # in the metadata of a graph's nodes
         self.recordings = 0  # running, in all threads
@@ -103,7 +103,7 @@ class Passes:
         # What was captured is alive as long as the pass is kept, so it cannot say how long that is.
         others = [t for t in made if not any(t is captured for captured in current.captured)]
         for tensor in others or (made if outermost else ()):
-            node = tensor.grad_fn
+            node: Any = tensor.grad_fn
             if node in graphs or (node is None and not graphs):
                 current.outputs.append(weakref.ref(tensor, self._prune))
                 known = True
@@ -141,11 +141,11 @@ class Passes:
         recent = {t.grad_fn: each for each in self._recent for t in each.captured}
         for node, stop in _graph(made):
             known = node.metadata.get(self._key) or recent.get(node)
-            each, tensor = traced.get(node, (known, None))
-            if each is not None:
-                found.setdefault(each, tensor)
+            made_by, result = traced.get(node, (known, None))
+            if made_by is not None:
+                found.setdefault(made_by, result)
             # What comes before a product was made of features, not of logits.
-            if each is not None or (traced and node.name().startswith(_PRODUCTS)):
+            if made_by is not None or (traced and node.name().startswith(_PRODUCTS)):
                 stop()
         return found
 

@@ -8,7 +8,7 @@ tensor in or gives it out. What is not of this form is refused: nothing is guess
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,7 @@ class _Node:
 
     def __init__(self, tensor: Tensor, op: str, inputs: list["_Node"], constant: bool):
         self.tensor = weakref.ref(tensor)
+        self.constant = constant  # made of parameters and buffers alone
         self.version = 0 if tensor.is_inference() else tensor._version
         self.shape = tuple(tensor.shape)
         self.op = op
@@ -66,7 +67,6 @@ class _Node:
         weights = inputs[1:] if op in _CONVOLUTIONS | _SELECT | {"linear"} else ()
         self.inputs = [node for node in inputs if not (node.constant or node in weights)]
         self.weights = [node.shape for node in inputs if node.constant or node in weights]
-        self.constant = constant  # made of parameters and buffers alone
 
 
 class Trace(TorchFunctionMode):
@@ -81,7 +81,7 @@ class Trace(TorchFunctionMode):
         self._calls: list[tuple[nn.Module, str, _Node]] = []
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         op = getattr(func, "__name__", "")
@@ -151,7 +151,7 @@ class Trace(TorchFunctionMode):
         return node if node is not None and node.tensor() is tensor else None
 
     def _add(
-        self, tensor: Tensor, op: str, inputs: list[_Node] | tuple = (), copied: _Node | None = None
+        self, tensor: Tensor, op: str, inputs: Sequence[_Node] = (), copied: _Node | None = None
     ) -> _Node:
         constant = (
             all(node.constant for node in inputs) if inputs else id(tensor) in self._constants
@@ -220,7 +220,7 @@ def same(output: Tensor | None, tensor: Tensor) -> bool:
     """Whether one is the other, or without a graph, a view of it."""
     if output is None or tensor.grad_fn is not None or output.grad_fn is not None:
         return output is tensor
-    return output.untyped_storage()._cdata == tensor.untyped_storage()._cdata
+    return bool(output.untyped_storage()._cdata == tensor.untyped_storage()._cdata)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -234,5 +234,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(each)
 
 
-def _argument(args: tuple, kwargs: dict, index: int, name: str, default: Any) -> Any:
+def _argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str, default: Any
+) -> Any:
     return args[index] if len(args) > index else kwargs.get(name, default)

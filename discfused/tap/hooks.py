@@ -17,17 +17,17 @@ _OF_HOOKS = (
 class Hook:
     """Calls a function. Quantization hands hooks on to other layers, and these may be copied."""
 
-    def __init__(self, function: Callable | None = None):
+    def __init__(self, function: Callable[..., Any] | None = None):
         self.function = function
 
     def __call__(self, *arguments: Any) -> None:
         if self.function is not None:
             self.function(*arguments)
 
-    def __deepcopy__(self, memo: dict) -> "Hook":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
         return Hook()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Hook, ()
 
 
@@ -35,9 +35,11 @@ class Handles:
     """Of hooks on several layers. It keeps neither the layers nor the functions alive."""
 
     def __init__(self) -> None:
-        self._handles: list[tuple[weakref.ref, Any]] = []
+        self._handles: list[tuple[weakref.ref[nn.Module], Any]] = []
 
-    def add(self, module: nn.Module, kind: str, function: Callable, **options: Any) -> None:
+    def add(
+        self, module: nn.Module, kind: str, function: Callable[..., Any], **options: Any
+    ) -> None:
         handle = getattr(module, f"register_{kind}")(Hook(function), **options)
         self._handles.append((weakref.ref(module), handle))
         # pickle and copy ask an object for its state by this name, and find it here first.
@@ -56,11 +58,11 @@ class Handles:
                 vars(module).pop("__getstate__", None)
 
 
-def _ours(hooks: dict) -> set[int]:
+def _ours(hooks: dict[int, Any]) -> set[int]:
     return {number for number, hook in hooks.items() if isinstance(hook, Hook)}
 
 
-def _state_without_hooks(reference: weakref.ref) -> Any:
+def _state_without_hooks(reference: weakref.ref[nn.Module]) -> Any:
     module = reference()
     of_class = getattr(type(module), "__getstate__", None)  # before Python 3.11 object has none
     state = vars(module) if of_class is None else of_class(module)

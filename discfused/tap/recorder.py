@@ -26,7 +26,9 @@ class Recorder:
         self.passes = passes
         self.root = weakref.ref(root)
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> None:
         if not torch.compiler.is_compiling():
             self._enter(module, args, kwargs)
         elif torch.compiler.is_dynamo_compiling():  # and not torch.export, which puts nothing out
@@ -34,20 +36,23 @@ class Recorder:
 
             uncompiled.refuse()
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict | None) -> None:
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    ) -> None:
         running = self.passes.running
         if getattr(running, "recording", None) is None:
             if self.passes.known:
                 return
             modes = contextlib.ExitStack()
             modes.enter_context(_Eager())
-            trace = modes.enter_context(Trace(self.root()))
+            root: Any = self.root()  # alive: it runs
+            trace = modes.enter_context(Trace(root))
             running.recording = _Recording(trace, module, modes)
             with self.passes.lock:
                 self.passes.recordings += 1
         running.recording.trace.call(module, "input", args or list((kwargs or {}).values()))
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling():
             return
         recording = getattr(self.passes.running, "recording", None)

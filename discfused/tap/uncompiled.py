@@ -12,7 +12,7 @@ _WHY = (
 )
 
 
-def _break_graph(function: Callable) -> Callable:
+def _break_graph(function: Callable[..., Any]) -> Any:
     """With fullgraph=True this is an error; it says why where PyTorch takes a reason."""
     try:
         return torch.compiler.disable(function, reason=_WHY)
