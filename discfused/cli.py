@@ -2,19 +2,15 @@
 
 import argparse
 import dataclasses
-import importlib.metadata
+import json
 import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 import discfused
-from discfused import backends
+from discfused import doctor
 from discfused._definitions import IMPURITIES
-from discfused.backends import _library
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT
 from discfused.recipes import commands as commands_of_recipes
 
@@ -29,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.set_defaults(run=run, refuse=command.error)
         return command
 
-    add("doctor", doctor, "tell what is installed, which backend runs, and why not a faster one")
+    text = "tell what is installed, which backend runs, and why not a faster one"
+    add("doctor", run_doctor, text).add_argument("--json", action="store_true", help="as JSON")
     demo = add("demo", run_demo, "train on handwritten digits, with and without the two terms")
     for name, number, what in (
         ("seeds", 8, "runs of each loss"),
@@ -74,45 +71,7 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def doctor(options: argparse.Namespace) -> int:
-    """One fact a line, so that a bug report can quote it whole."""
-    commit = _library.commit() or "unknown"
-    print(f"discfused {discfused.__version__}, commit {commit}, {Path(discfused.__file__).parent}")
-    print(f"python {platform.python_version()}, {platform.platform()}")
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, ROCm {torch.version.hip}")
-    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    print(f"triton {_version('triton') or 'is not installed'}")
-    for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        print(f"cuda:{index} {torch.cuda.get_device_name(index)}, sm_{major}{minor}")
-
-    print("\ncompiled library")
-    record = _library.build_record()
-    if record.get("built"):
-        print(f"  {', '.join(record['built'])}: with {record['compiler']} for "
-              f"torch {record['torch']}, CUDA {record['cuda']}")  # fmt: skip
-        if "cuda_architectures" in record:
-            print(f"  CUDA architectures: {' '.join(record['cuda_architectures'])}")
-    for part, why in record.get("left_out", {}).items():
-        print(f"  {part}: left out, {why['reason']}: {why['fix']}")
-    if not record:
-        print("  nothing was compiled")
-
-    print("\nbackends")
-    for line in backends.status():
-        print(f"  {line}")
-
-    print("\nbackend=None means")
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in devices:
-        name, slower_because = backends.preferred(device)
-        why = "; ".join(slower_because)
-        print(f"  {name} on {device} tensors" + (f", because {why}" if why else ""))
+def run_doctor(options: argparse.Namespace) -> int:
+    found = doctor.facts()
+    print(json.dumps(found, indent=2) if options.json else doctor.report(found))
     return 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,5 +1,6 @@
 """`discfused doctor` as a person would run it, and what a bad command gets."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import discfused
-from discfused import backends, cli, recipes
+from discfused import backends, cli, doctor, recipes
 from discfused.backends import _library
 
 
@@ -26,6 +27,15 @@ def test_doctor_tells_what_is_there(tmp_path):
     for fact in (discfused.__version__, torch.__version__, *map(str, backends.status())):
         assert fact in result.stdout
     assert f"{backends.preferred('cpu')[0]} on cpu tensors" in result.stdout
+
+
+def test_doctor_as_json_says_the_same(capsys):
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert doctor.report(found) + "\n" == text
+    assert found["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize("unbuffered", [[], ["-u"]], ids=["buffered", "unbuffered"])

@@ -14,7 +14,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # From the top to the bottom: a file imports only from rows below its own, or from its own row.
 ROWS = [
     ["cli.py", "__main__.py"],
-    ["recipes/"],
+    ["recipes/", "doctor.py"],
     ["__init__.py"],
     ["running.py"],
     ["modules.py"],

@@ -19,6 +19,10 @@ from interpreted import (  # noqa: F401 (fixtures)
     memory,
     tiles,
 )
+from test_class_sums import (  # noqa: F401
+    test_sums_and_sizes,
+    test_the_mean_over_parts_is_the_loss_of_the_whole,
+)
 from test_edges import (  # noqa: F401 (collected here, with the fixture `backend` below)
     test_features_at_the_ends_of_half_precision_are_finite,
     test_units_of_features_and_weights_change_nothing,
