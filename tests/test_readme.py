@@ -1,0 +1,67 @@
+"""The Python code in README.md runs as it stands, and every block computes a loss that trains."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from discfused import FusedDiscLoss
+from models import CLASSES, Net, batch
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def names() -> dict:
+    """What the text around the code takes for granted."""
+    model = Net()
+    images, target = batch(8)
+    pairs = [(image, int(label)) for image, label in zip(images, target, strict=True)]
+    return {
+        "torch": torch, "FusedDiscLoss": FusedDiscLoss, "num_classes": CLASSES, "device": "cpu",
+        "model": model, "criterion": FusedDiscLoss.attach(model), "images": images,
+        "target": target, "logits": torch.randn(8, CLASSES, requires_grad=True),
+        "features": torch.rand(8, 12, requires_grad=True), "data": pairs,
+        "loader": torch.utils.data.DataLoader(pairs, 4),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "scaler": torch.amp.GradScaler("cpu"),
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # of the trainers, about loggers and workers
+@pytest.mark.parametrize("code", BLOCKS, ids=[code.strip().split("\n")[-1] for code in BLOCKS])
+def test_block(code, names, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # trainers leave folders behind
+    # The default compiler takes its time; test_compile.py has it.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    for package in set(re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    if "Trainer(" in code and "transformers" in code:
+        pytest.importorskip("accelerate", reason="accelerate is not installed")
+        from transformers import TrainingArguments
+
+        names["arguments"] = TrainingArguments(
+            "runs", use_cpu=True, report_to=[], max_steps=2, remove_unused_columns=False
+        )
+        names["dataset"] = [{"x": image, "labels": label} for image, label in names["data"]]
+
+    losses, forward = [], FusedDiscLoss.forward
+
+    def recorded(criterion, *args, **kwargs):
+        losses.append(forward(criterion, *args, **kwargs))
+        assert criterion.terms.gini > 0
+        return losses[-1]
+
+    monkeypatch.setattr(FusedDiscLoss, "forward", recorded)
+    exec(compile(code, "README.md", "exec"), names)
+    losses += [names["loss"]] if "loss" in names else []
+    assert losses
+    assert all(loss.isfinite() and loss.requires_grad for loss in losses)
