@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cases import OFF, features, gradients, labels, soft_labels
+from cases import DTYPES, OFF, features, gradients, labels, soft_labels
 from discfused import disc_terms, fused_disc_loss
 
 N, D, C = 24, 10, 5
@@ -134,9 +134,8 @@ def test_feature_layouts(backend):
     torch.testing.assert_close(disc_terms(half, y, C, backend=backend), exact)
 
 
-@pytest.mark.parametrize("features_dtype", [torch.float16, torch.bfloat16, torch.float32,
-                                            torch.float64], ids=str)  # fmt: skip
-@pytest.mark.parametrize("logits_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("features_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("logits_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 def test_mixed_dtypes(backend, features_dtype, logits_dtype, autocast):
     logits = torch.randn(N, C).to(logits_dtype).requires_grad_()
