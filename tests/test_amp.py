@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cases import features, labels, soft_labels
-from discfused import FusedDiscLoss, fused_disc_loss
+from discfused import FusedDiscLoss, class_histogram, fused_disc_loss
 
 N, D, C = 64, 32, 4
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -33,6 +33,23 @@ def test_gradients_below_float16_survive_the_scale(backend, reduction, soft):
     assert 1e-10 < expected.abs().median() < 2e-8  # float16 ends at 6e-8
     assert not torch.autograd.grad(loss(x, backend), x)[0].count_nonzero() > x.numel() / 10
     torch.testing.assert_close(scaled.double() / SCALE, expected, rtol=2e-3, atol=1e-12)
+
+
+@HALF
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_autocast_changes_no_bit(backend, soft, dtype):
+    """Whatever the loss is given, in float32 say, is not rounded to half precision inside."""
+    y = soft_labels(N, C).float() if soft else labels(N, C)
+    x, logits = features(N, D, torch.float32).requires_grad_(), torch.randn(N, C).requires_grad_()
+
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss, terms = fused_disc_loss(logits, y, x, backend=backend, return_terms=True)
+            H = class_histogram(x, y, C, backend=backend)
+        gradients = torch.autograd.grad(loss + H.square().sum(), (logits, x))
+        results.append([loss, *terms, H, *gradients])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def net():
