@@ -218,6 +218,23 @@ def test_an_interrupted_pass(layers, later, error):
     assert not torch.overrides._get_current_function_mode_stack()
 
 
+def test_an_interrupted_pass_leaves_nothing_to_the_next():
+    class Skips(Stops):
+        def forward(self, x):
+            return super().forward(x) if self.error else torch.zeros(len(x), CLASSES)
+
+    model, (x, y) = Skips(), batch()
+    criterion = FusedDiscLoss.attach(model, "blocks")
+    model.error = KeyboardInterrupt()
+    with torch.no_grad():  # with gradients the graph would tell
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        model.error = None
+        logits = model(x)
+        with pytest.raises(RuntimeError, match="no features were captured"):
+            criterion(logits, y)
+
+
 def test_logits_with_a_graph_and_features_without(layers):
     """A frozen trunk: the terms are there to be looked at."""
     model, criterion = attached(layers)

@@ -196,6 +196,19 @@ def test_export_of_model_and_loss(backend, strict):
         torch.testing.assert_close(gradients(loss, exported), gradients(expected, step))
 
 
+def test_features_of_compiled_code_serve_once():
+    """Without a graph nothing tells whose they are: not those of the next logits."""
+    torch.compiler.reset()
+    model, (x, y) = Net(), batch()
+    fast = torch.compile(model, backend="aot_eager")
+    criterion = FusedDiscLoss.attach(fast, "blocks")
+    with torch.no_grad():
+        assert criterion(fast(x), y).isfinite()
+        with pytest.raises(RuntimeError, match="no features were captured"):
+            criterion(Net()(x), y)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("what", ["model", "model and criterion"])
 def test_one_graph_for_any_batch_size(backend, what):
     torch.compiler.reset()
