@@ -48,10 +48,10 @@ def test_block(code, names, monkeypatch, tmp_path):
         pytest.importorskip("accelerate", reason="accelerate is not installed")
         from transformers import TrainingArguments
 
-        names["arguments"] = TrainingArguments(
+        names["args"] = TrainingArguments(
             "runs", use_cpu=True, report_to=[], max_steps=2, remove_unused_columns=False
         )
-        names["dataset"] = [{"x": image, "labels": label} for image, label in names["data"]]
+        names["data"] = [{"x": image, "labels": label} for image, label in names["data"]]
 
     losses, forward = [], FusedDiscLoss.forward
 
@@ -62,6 +62,8 @@ def test_block(code, names, monkeypatch, tmp_path):
 
     monkeypatch.setattr(FusedDiscLoss, "forward", recorded)
     exec(compile(code, "README.md", "exec"), names)
+    if "Classifier" in names:  # what a trainer does with it
+        names["Classifier"](names["model"]).training_step((names["images"], names["target"]), 0)
     losses += [names["loss"]] if "loss" in names else []
     assert losses
     assert all(loss.isfinite() and loss.requires_grad for loss in losses)
