@@ -55,6 +55,9 @@ class FusedDiscLoss(nn.Module):
     of the gradients, is that of the whole batch. After `criterion.eval()` or where no gradient is
     recorded, the loss is that of the own batch, and one process may compute it alone.
 
+    With gradient accumulation the terms are those of each micro-batch, unless `class_sums` gives
+    those of the whole batch.
+
     Attributes:
         terms: LossTerms(ce, gini, kl) of the last call, detached: for logging. None before. `gini`
             is the impurity term, whichever impurity was chosen.

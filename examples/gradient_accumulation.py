@@ -10,10 +10,9 @@ from torch import nn
 from discfused import FusedDiscLoss
 
 torch.manual_seed(0)
-images, target = torch.randn(5, 96, 1, 8, 8), torch.arange(96) % 10
-model = nn.Sequential(
-    nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10)
-)
+target = torch.arange(96) % 5
+images = torch.randn(5, 1, 8, 8)[target] + torch.randn(20, 96, 1, 8, 8)  # 20 batches
+model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 5))
 criterion = FusedDiscLoss.attach(model)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 

@@ -38,6 +38,15 @@ def fused_backend(request) -> str:
 
 
 @pytest.fixture
+def process_group(tmp_path):
+    """Of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
 def no_variables(monkeypatch):
     """None of the variables that a build looks at."""
     for name in ("DISCFUSED_BUILD", "CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "UV"):

@@ -13,6 +13,7 @@ from discfused import FusedDiscLoss
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NEEDS = {
     "plain_loop": [],
+    "gradient_accumulation": [],
     "lightning_module": ["lightning"],
     "huggingface_trainer": ["transformers", "accelerate"],
     "timm_style": ["timm"],

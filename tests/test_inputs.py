@@ -157,19 +157,14 @@ def test_labels_of_a_subclass_of_tensor(backend):
     assert fused_disc_loss(**{**GOOD, "target": labels}, backend=backend) == expected
 
 
-def test_distributed_tensors_are_refused(tmp_path):
+def test_distributed_tensors_are_refused(process_group):
     distributed = pytest.importorskip("torch.distributed.tensor")
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-        features = distributed.distribute_tensor(GOOD["features"], mesh)
-        with pytest.raises(TypeError, match=r"a DTensor, .* features\.full_tensor\(\)"):
-            fused_disc_loss(**{**GOOD, "features": features})
-        full = {**GOOD, "features": features.full_tensor()}
-        assert fused_disc_loss(**full) == fused_disc_loss(**GOOD)
-    finally:
-        torch.distributed.destroy_process_group()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    features = distributed.distribute_tensor(GOOD["features"], mesh)
+    with pytest.raises(TypeError, match=r"a DTensor, .* features\.full_tensor\(\)"):
+        fused_disc_loss(**{**GOOD, "features": features})
+    full = {**GOOD, "features": features.full_tensor()}
+    assert fused_disc_loss(**full) == fused_disc_loss(**GOOD)
 
 
 ABSENT = """

@@ -30,6 +30,7 @@ def names() -> dict:
         "model": model, "criterion": FusedDiscLoss.attach(model), "images": images,
         "target": target, "logits": torch.randn(8, CLASSES, requires_grad=True),
         "features": torch.rand(8, 12, requires_grad=True), "data": pairs,
+        "parts": [(images[:5], target[:5]), (images[5:], target[5:])],
         "loader": torch.utils.data.DataLoader(pairs, 4),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "scaler": torch.amp.GradScaler("cpu"),
@@ -38,8 +39,10 @@ def names() -> dict:
 
 @pytest.mark.filterwarnings("ignore")  # of the trainers, about loggers and workers
 @pytest.mark.parametrize("code", BLOCKS, ids=[code.strip().split("\n")[-1] for code in BLOCKS])
-def test_block(code, names, monkeypatch, tmp_path):
+def test_block(code, names, monkeypatch, tmp_path, request):
     monkeypatch.chdir(tmp_path)  # trainers leave folders behind
+    if "DistributedDataParallel" in code:
+        request.getfixturevalue("process_group")
     # The default compiler takes its time; test_compile.py has it.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     for package in set(re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)):

@@ -15,14 +15,6 @@ def nothing_compiled():
     torch.compiler.reset()
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("wrap", ["plain", "compiled", "ddp", "compiled ddp", "compiled part"])
 def test_names_resolve_through_wrappers(wrap, process_group):
     model = Net()
