@@ -2,20 +2,21 @@
 
     python -m benchmarks.report run.json
 
-Prints the tables; writes benchmarks/results/<device>.{json,md,png}; puts the summary between the
-README's markers `<!-- benchmarks:<device>:begin -->` and `<!-- benchmarks:<device>:end -->` (with
---results elsewhere, only if --readme names one). <device> is cpu, or the name of the GPU.
+Prints the tables; writes benchmarks/results/<device>.{json,md,png}; and puts the tables between the
+markers `<!-- benchmarks:<device>:begin -->` and `<!-- benchmarks:<device>:end -->` of README.md, in
+brief, and of docs/benchmarks.md (not with --results elsewhere). <device> is cpu, or the GPU's name.
 """
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.stored import RESULTS, ROOT, Results, dump, load
 from discfused.recipes._files import write_atomically
 
-README = ROOT / "README.md"
+PAGES = {ROOT / "README.md": tables.brief, ROOT / "docs" / "benchmarks.md": tables.summary}
 
 
 def markers(slug: str) -> tuple[str, str]:
@@ -29,7 +30,7 @@ def between(text: str, slug: str) -> str | None:
     return found and found[1]
 
 
-def write(results: Results, folder: Path, readme: Path | None) -> list[str]:
+def write(results: Results, folder: Path) -> list[str]:
     """Every file, each whole or not at all. Sentences that tell what was done."""
     slug = results.slug
     write_atomically(folder / f"{slug}.json", lambda path: path.write_text(dump(results)))
@@ -42,16 +43,19 @@ def write(results: Results, folder: Path, readme: Path | None) -> list[str]:
     else:
         write_atomically(folder / f"{slug}.png", lambda path: draw(results, path))
         done.append(f"wrote {folder / slug}.png")
-    if readme is None:
-        return done
-    text = readme.read_text()
-    old = between(text, slug)
-    begin, end = markers(slug)
+    return done
+
+
+def show(results: Results, page: Path, tables_of: Callable[[Results], str]) -> str:
+    """Puts the tables into a page. A sentence that tells what was done."""
+    text = page.read_text()
+    old = between(text, results.slug)
+    begin, end = markers(results.slug)
     if old is None:
-        return [*done, f"{readme.name} has no place for it: put in the lines {begin} and {end}"]
-    text = text.replace(f"{begin}{old}{end}", f"{begin}\n{tables.summary(results)}\n{end}", 1)
-    write_atomically(readme, lambda path: path.write_text(text))
-    return [*done, f"refreshed the table in {readme.name}"]
+        return f"{page.name} has no place for it: put in the lines {begin} and {end}"
+    text = text.replace(f"{begin}{old}{end}", f"{begin}\n{tables_of(results)}\n{end}", 1)
+    write_atomically(page, lambda path: path.write_text(text))
+    return f"refreshed the tables in {page.name}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,14 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("json", type=Path, help="of --benchmark-json, or a former report's")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write into")
-    parser.add_argument("--readme", type=Path, help="default: the README, with its own results")
     options = parser.parse_args(arguments)
     results = load(options.json)
     print(tables.report(results))
-    # The README tells what benchmarks/results/ holds: a run kept elsewhere leaves it alone.
-    own = options.results.resolve() == RESULTS
-    for sentence in write(results, options.results, options.readme or (README if own else None)):
-        print(sentence)
+    done = write(results, options.results)
+    if options.results.resolve() == RESULTS:  # a run kept elsewhere leaves the pages alone
+        done += [show(results, page, tables_of) for page, tables_of in PAGES.items()]
+    print("\n".join(done))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from benchmarks.cases import DIRECTIONS
-from benchmarks.competitors import COPY, CROSS_ENTROPY, FUSED, FUSED_PREFIX, PLAIN
+from benchmarks.competitors import COMPILED, COPY, CROSS_ENTROPY, FUSED, FUSED_PREFIX, PLAIN
 from benchmarks.stored import Results
+from discfused._definitions import IMPURITIES
 
 KINDS = {
     "terms": "both terms",
@@ -60,8 +61,40 @@ def environment(results: Results) -> str:
     )
 
 
+def brief(results: Results) -> str:
+    """What the README shows: beside each fused backend the fastest other form."""
+    header = [
+        "N x D x C",
+        "options",
+        "backend",
+        "ms",
+        "eager",
+        "compiled",
+        "of a copy's speed",
+    ]
+    lines = []
+    for name in FUSED:
+        for row in results.select(
+            competitor=name, kind="terms", direction="both", impurity=IMPURITIES[0]
+        ):
+            others = {other: ratio for other, ratio in row["others"].items() if other in PLAIN}
+            fastest = [
+                min(
+                    (ratio for other, ratio in others.items()
+                     if other.startswith(COMPILED) == compiled),
+                    key=lambda ratio: ratio[1], default=None,
+                )
+                for compiled in (False, True)
+            ]  # fmt: skip
+            lines.append([
+                *options(row), name.removeprefix(FUSED_PREFIX), milliseconds(row["seconds"][1]),
+                *map(times, fastest), f"{100 * row['others'][COPY][1]:.0f}%",
+            ])  # fmt: skip
+    return "\n\n".join([environment(results), table(header, lines)])
+
+
 def summary(results: Results) -> str:
-    """What the README shows."""
+    """What docs/benchmarks.md shows."""
     faster = [
         f"{' '.join(options(row))} {row['direction']}, {other} ({times(ratio)} the time of {name})"
         for name in FUSED

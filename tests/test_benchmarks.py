@@ -222,23 +222,36 @@ TIMES = {COPY: 0.001, "index_add": 0.03, "one_hot": 0.004, FUSED_ON_CPU: 0.005}
 
 
 def test_report(write, tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    begin, end = report.markers("cpu")
-    readme.write_text(f"before\n{begin}\nstale\n{end}\nafter \\1\n")
     path, folder = write(run(TIMES)), tmp_path / "results"
-    report.main([str(path), "--results", str(folder), "--readme", str(readme)])
+    report.main([str(path), "--results", str(folder)])
     text = (folder / "cpu.md").read_text()
     assert text in capsys.readouterr().out
     assert "no such device" in text and "Test Processor" in text
     assert "| cpu | 5 (5 + 5) | 6x | **0.8x** | 20% | 1 (1) |" in text  # where it loses is marked
     assert "100 float32 forward, one_hot (**0.8x** the time of discfused-cpu)" in text
-    kept = readme.read_text()
-    assert kept.startswith("before\n") and kept.endswith("after \\1\n") and "stale" not in kept
     again = stored.load(folder / "cpu.json")
     assert again == stored.load(path)
-    assert report.between(kept, "cpu").strip() == tables.summary(again)
+    assert "| float32 | cpu | 5 | **0.8x** | - | 20% |" in tables.brief(again)  # the fastest other
     assert {file.name for file in folder.iterdir()} >= {"cpu.json", "cpu.md"}
     assert not list(folder.glob(".*"))
+
+
+def test_pages_show_a_report(write, tmp_path, capsys, monkeypatch):
+    begin, end = report.markers("cpu")
+    page, without = tmp_path / "page.md", tmp_path / "without.md"
+    page.write_text(f"before\n{begin}\nstale\n{end}\nafter \\1\n")
+    without.write_text("nothing\n")
+    monkeypatch.setattr(report, "PAGES", {page: tables.summary, without: tables.brief})
+    path, folder = str(write(run(TIMES))), tmp_path / "results"
+    report.main([path, "--results", str(folder)])
+    assert "stale" in page.read_text()  # a run kept elsewhere leaves the pages alone
+    monkeypatch.setattr(report, "RESULTS", folder.resolve())
+    report.main([path, "--results", str(folder)])
+    kept = page.read_text()
+    assert kept.startswith("before\n") and kept.endswith("after \\1\n") and "stale" not in kept
+    assert report.between(kept, "cpu").strip() == tables.summary(stored.load(folder / "cpu.json"))
+    assert "without.md has no place for it: put in the lines" in capsys.readouterr().out
+    assert without.read_text() == "nothing\n"
 
 
 @pytest.mark.parametrize(("factor", "shown"), [(1.5, "1.5x (goal: 2x)"), (3, "**3x** (goal: 2x)")])
@@ -248,21 +261,6 @@ def test_a_call_beside_cross_entropy(write, factor, shown):
     text = tables.summary(results)
     assert f"| {factor * 10:.1f} | {shown} |" in text
     assert "faster in no case" in text  # cross-entropy alone is no other form of the loss
-
-
-def test_report_without_a_place_in_the_readme(write, tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text("nothing\n")
-    arguments = ["--results", str(tmp_path / "results"), "--readme", str(readme)]
-    report.main([str(write(run(TIMES))), *arguments])
-    assert "<!-- benchmarks:cpu:begin -->" in capsys.readouterr().out
-    assert readme.read_text() == "nothing\n"
-
-
-def test_a_report_kept_elsewhere_leaves_the_readme_alone(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "README", tmp_path / "missing" / "README.md")
-    report.main([str(write(run(TIMES))), "--results", str(tmp_path / "results")])
-    assert not report.README.exists()
 
 
 def test_a_file_of_something_else_is_refused(write):
@@ -312,10 +310,11 @@ def test_commands_run():
 
 @pytest.mark.skipif(not COMMITTED, reason="no results are committed under benchmarks/results")
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_readme_shows_the_committed_results(path):
+def test_pages_show_the_committed_results(path):
     results = stored.load(path)
     assert results.slug == path.stem
-    shown = report.between((ROOT / "README.md").read_text(), results.slug)
     fix = f"python -m benchmarks.report {path.relative_to(ROOT)}"
-    assert shown.strip() == tables.summary(results), f"the README's table is stale: {fix}"
+    for page, tables_of in report.PAGES.items():
+        shown = report.between(page.read_text(), results.slug)
+        assert shown.strip() == tables_of(results), f"{page.name} is stale: {fix}"
     assert path.with_suffix(".md").read_text() == tables.report(results), f"stale: {fix}"

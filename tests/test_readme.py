@@ -1,4 +1,4 @@
-"""The Python code in README.md runs as it stands, and every block computes a loss that trains."""
+"""The Python code in README.md and docs/ runs as it stands, and computes a loss that trains."""
 
 import functools
 import re
@@ -10,8 +10,10 @@ import torch
 from discfused import FusedDiscLoss
 from models import CLASSES, Net, batch
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", "\n".join(PAGES), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,26 @@ def test_block(code, names, monkeypatch, tmp_path, request):
     losses += [names["loss"]] if "loss" in names else []
     assert losses
     assert all(loss.isfinite() and loss.requires_grad for loss in losses)
+
+
+def test_the_table_of_stacks_holds_what_the_blocks_hold():
+    """The README's one-liners are lines of blocks that run."""
+    table = README.split("## In your stack")[1].split("## ")[0]
+    code = re.findall(r"`([^`]*\([^`]*)`", table)
+    assert len(code) >= 7
+    for line in code:
+        assert any(line in block for block in BLOCKS), line
+
+
+def test_what_contributing_points_to_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`([\w./]+/[\w.]+|\.ci/\w+)`", text))
+    assert len(paths) >= 15
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    code = "".join(
+        path.read_text()
+        for pattern in ("discfused/**/*.py", "csrc/**/*.[hc]*", "tests/*.py")
+        for path in ROOT.glob(pattern)
+    )
+    for name in set(re.findall(r"`(\w+)`", text)) - {"discfused"}:
+        assert re.search(rf"\b{name}\b", code), name
