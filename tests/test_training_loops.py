@@ -1,6 +1,7 @@
 """What training loops do with a model and an attached criterion: the gradients are those of the
 features passed by hand, in float64."""
 
+import contextlib
 import copy
 import functools
 import io
@@ -12,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
-from discfused import FusedDiscLoss, fused_disc_loss
-from models import Net, batch
+from discfused import FusedDiscLoss, disc_terms, fused_disc_loss
+from models import CLASSES, Net, batch
 from test_compile import OLD
 
 
@@ -196,16 +197,30 @@ def test_export_of_model_and_loss(backend, strict):
         torch.testing.assert_close(gradients(loss, exported), gradients(expected, step))
 
 
-def test_features_of_compiled_code_serve_once():
-    """Without a graph nothing tells whose they are: not those of the next logits."""
+@pytest.mark.parametrize("how", ["no grad", "inference", "frozen"])
+@pytest.mark.parametrize("part", ["model", "blocks"])
+def test_features_of_compiled_code_without_a_graph(how, part):
+    """They are those of the last pass: not of an earlier one, nor of another model."""
     torch.compiler.reset()
-    model, (x, y) = Net(), batch()
-    fast = torch.compile(model, backend="aot_eager")
+    model, (x, y) = Net().requires_grad_(how != "frozen"), batch()
+    plain, compiled = copy.deepcopy(model), {"backend": "aot_eager", "fullgraph": True}
+    fast = torch.compile(model, **compiled) if part == "model" else model
+    if part == "blocks":
+        model.blocks.compile(**compiled)
     criterion = FusedDiscLoss.attach(fast, "blocks")
-    with torch.no_grad():
-        assert criterion(fast(x), y).isfinite()
-        with pytest.raises(RuntimeError, match="no features were captured"):
-            criterion(Net()(x), y)
+    modes = {"no grad": torch.no_grad, "inference": torch.inference_mode}
+    with modes.get(how, contextlib.nullcontext)():
+        gini = disc_terms(plain.blocks(plain.stem(x)), y % 4, CLASSES).gini
+        for view in (slice(None), slice(0, 4)):
+            logits = fast(x)
+            criterion(logits[:, view], y % 4)
+            torch.testing.assert_close(criterion.terms.gini, gini)
+        for _ in range(2):
+            earlier = fast(x + 1)
+            fast(x)
+            for logits in (earlier, Net().requires_grad_(False)(x)):
+                with pytest.raises(RuntimeError, match="no features were captured"):
+                    criterion(logits, y)
     torch.compiler.reset()
 
 

@@ -100,7 +100,7 @@ class FeatureTap:
         passes = self._passes
         if torch.compiler.is_compiling():
             captured = passes.compiled
-            passes.compiled = [None] * passes.size
+            passes.compiled, passes.compiled_output = [None] * passes.size, None
             if any(tensor is None for tensor in captured):  # by a model that is not compiled
                 from discfused.tap import uncompiled
 
@@ -250,6 +250,9 @@ class _Around:
     def finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_compiling():
             self.passes.finish(self.depth, output)
+        # The outermost module finishes last, and may hold compiled code without being compiled.
+        if torch.compiler.is_dynamo_compiling() or self.passes.compiled_output is not None:
+            self.passes.compiled_output = output
 
 
 class _Layer:

@@ -50,6 +50,7 @@ class Passes:
         self.shapes: list[torch.Size | None] = [None] * size  # of the last captured, to be shown
         # Compiled code can only write to the same place each time: the last pass.
         self.compiled: list[Any] = [None] * size
+        self.compiled_output: Any = None  # what the model gave out in that pass
         self.lock = threading.Lock()
         self._key = object()  # in the metadata of a graph's nodes
         self.recordings = 0  # running, in all threads
@@ -152,11 +153,13 @@ class Passes:
     def compiled_for(self, output: Any) -> list[Tensor] | None:
         """What compiled code captured last, if it belongs to the output."""
         captured, self.compiled = self.compiled, [None] * self.size
+        given, self.compiled_output = self.compiled_output, None
         if any(tensor is None for tensor in captured):
             return None
         made = list(tensors(output))
         if not any(tensor.grad_fn is not None for tensor in made):
-            return captured if all(t.grad_fn is None for t in captured) else None
+            known = any(same(each, tensor) for each in tensors(given) for tensor in made)
+            return captured if known and all(t.grad_fn is None for t in captured) else None
         wanted = {_copied(tensor.grad_fn) for tensor in captured}
         for node, _ in _graph(made):
             wanted.discard(node)
