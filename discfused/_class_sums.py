@@ -8,7 +8,7 @@ micro-batches of one process or the batches of several.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def whole_batch(
             total + parts * (table - table.detach()) if table.requires_grad else total
             for total, table in zip(batch.tables, own.tables, strict=True)
         ]
-        return replace(batch, tables=tuple(tables))
+        return ClassSums(tuple(tables), batch.sizes, batch.counts)
 
     return finished
 

@@ -1,7 +1,6 @@
 """RunningDiscLoss: the terms of a running class histogram."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,8 +55,8 @@ class RunningDiscLoss(FusedDiscLoss):
             if self.sums is not None:
                 class_sums = own + self.sums * self.momentum
                 # Cross-entropy is the batch's own, whatever the sizes of the others.
-                parts = class_sums.counts[2]
-                class_sums = replace(class_sums, counts=own.counts * parts)
+                counts = own.counts * class_sums.counts[2]
+                class_sums = ClassSums(class_sums.tables, class_sums.sizes, counts)
             self.sums = class_sums
         return super().forward(
             logits, target, features, sample_weight=sample_weight, class_sums=class_sums,

@@ -35,6 +35,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+RELEASE = tuple(map(int, torch.__version__.split(".")[:2]))  # of PyTorch
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 # How far from the oracle, which has the same rounded input in float64, a backend may be: the error

