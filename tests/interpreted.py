@@ -25,7 +25,8 @@ TILES = {
     "table": {"ROWS": 2, "COLS": 16},
     "gradient": {"ROWS": 2, "COLS": 16},
     "columns": ({"SLOTS": 4, **COLUMNS}, {"SLOTS": 8, **COLUMNS}),
-    "fold": {"SLOTS": 4, "COLS": 16, "LINES": 2},
+    "fold": COLUMNS,
+    "features": COLUMNS,
     "slots": {"SLOTS": 4, "COLS": 16},
     "finish": {"LINES": 2, "COLS": 16},
     "soft_table": {"ROWS": 16, "INNER": 16, "COLS": 16},
@@ -117,6 +118,7 @@ def _flat(accesses) -> tuple[np.ndarray, np.ndarray]:
 def tiles(monkeypatch):
     monkeypatch.setattr(KERNELS, "BLOCKS", dict.fromkeys(REAL_TILES, TILES))
     monkeypatch.setattr(KERNELS, "PIECES", 16)
+    monkeypatch.setattr(KERNELS, "UNCUT", 6)
 
 
 @pytest.fixture(autouse=True)

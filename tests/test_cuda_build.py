@@ -21,8 +21,7 @@ KERNELS = {  # by source: names, and for how many dtypes
     "rows": {"labels_kernel": 2, "segments_kernel": 2, "sizes_kernel": 2},
     "table": {"table_kernel": 4, "fold_kernel": 2, "soft_table_kernel": 4},
     "terms": {
-        "totals_kernel": 2, "probability_kernel": 2, "features_kernel": 2, "classes_kernel": 2,
-        "projection_kernel": 2, "finish_kernel": 2,
+        "totals_kernel": 2, "features_kernel": 2, "slots_kernel": 2, "finish_kernel": 2,
     },
     "gradient": {"gradient_kernel": 4, "soft_gradient_kernel": 4},
 }  # fmt: skip

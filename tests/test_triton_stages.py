@@ -130,7 +130,10 @@ class Counted:
         return launch
 
 
-TERMS = {6: ["whole_terms"], 30: ["slot_terms", "finish"]}  # by C: one tile of slots, or several
+TERMS = {  # by C: one tile of slots, or several
+    6: ["column_terms", "whole_terms"],
+    30: ["column_terms", "feature_terms", "slot_terms", "finish"],
+}
 
 
 @pytest.mark.parametrize("C", TERMS)
@@ -143,7 +146,7 @@ def test_launches(C, dtype, monkeypatch):
     with Launches(monkeypatch) as launched:
         rows = triton.rows(y, None, C, -100, acc)
         penalty, *_ = triton.terms(x, rows, C, None, 0, 0, 0.3, 0.7)
-        assert launched.names == ["rows", "table", "column_terms", *TERMS[C]]
+        assert launched.names == ["rows", "table", "fold", *TERMS[C]]
     upstream = torch.ones_like(penalty)
     with launched:
         launched.names.clear()

@@ -53,14 +53,14 @@ __device__ A block_sum(A value) {
 }
 
 // Adds up the columns that the warps of a block have in common; all threads must call it.
-template <typename A>
-__device__ void sum_over_warps(A (&value)[kColumns]) {
-  __shared__ A of_warp[kWarps][kTile];
+template <typename A, int count>
+__device__ void sum_over_warps(A (&value)[count]) {
+  __shared__ A of_warp[kWarps][count * kWarp];
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) of_warp[warp_index()][c * kWarp + lane_index()] = value[c];
+  for (int c = 0; c < count; ++c) of_warp[warp_index()][c * kWarp + lane_index()] = value[c];
   __syncthreads();
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
+  for (int c = 0; c < count; ++c) {
     value[c] = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) value[c] += of_warp[w][c * kWarp + lane_index()];

@@ -117,8 +117,8 @@ struct Pieces {
   }
 };
 
-// H of slots that are not cut, and sums over the pieces of the others: of the first piece in the
-// table, of the further ones in `parts`.
+// H of slots that are not cut, 0 for an empty one; and sums over the pieces of the others: of the
+// first piece in the table, of the further ones in `parts`.
 template <typename T>
 struct TableParams {
   using A = Accumulator<T>;
@@ -163,18 +163,7 @@ void launch_soft_table(const SoftTableParams<T>&, Stream);
 
 // ---------------------------------------------------------------- terms
 
-// Slots are divided into ranges, which depend on S alone.
-constexpr int64_t kLeastRange = 64;
-constexpr int64_t kMostRanges = 32;
-
-struct Ranges {
-  int64_t slots, count;  // of a range; of ranges
-  explicit Ranges(int64_t S) {
-    slots = divide_up(S, kMostRanges);
-    if (slots < kLeastRange) slots = kLeastRange;
-    count = divide_up(S, slots);
-  }
-};
+constexpr int kRange = 64;  // slots of a block of the first kernel
 
 // What `terms` keeps for `gradient` beside H:
 // G_cj = inverse_j (g1 (constant_j - slope_j H_cj) + g2 (slot_coef_c - projection_j))
@@ -187,29 +176,29 @@ struct Coefficients {
 // The kernels of this stage run one after the other on the same parameters.
 template <typename A>
 struct TermsParams {
-  const A* table;             // [S, D] H; rows of empty slots are not read
+  const A* table;             // [S, D] H
   const A* size;              // [S]
   const A* total;             // []
   const int64_t* slot_class;  // [S]; null where a slot is a class
   const A* prior;             // [C]; null for that of the batch
   const A* absent;            // [] what classes without a slot add to kl, or null
-  int64_t S, D, range_slots, ranges;
+  int64_t S, D;
   int impurity;
   double gini_weight, kl_weight;
   Coefficients<A> kept;
-  A* totals;          // [ranges, D] parts of T, then of the projection
-  A* squares;         // [ranges, D] parts of s2
-  A* q;               // [tiles, S] parts of the sum of P over the features
+  A* totals;          // [ranges, D] T of these slots alone
+  A* squares;         // [ranges, D] s2 relative to that
+  A* projections;     // [slot blocks, D] parts of the projection
   A* impurity_parts;  // [column blocks]
   A* live_parts;      // [column blocks]
   A* kl_parts;        // [slot blocks]
   A *penalty, *gini, *kl;
 
-  DISCFUSED_HOST_DEVICE int64_t tiles() const { return divide_up(D, kTile); }
-  DISCFUSED_HOST_DEVICE int64_t column_blocks() const { return divide_up(D, kThreads); }
-  DISCFUSED_HOST_DEVICE int64_t slot_blocks() const { return divide_up(S, kThreads); }
+  DISCFUSED_HOST_DEVICE int64_t ranges() const { return divide_up(S, kRange); }
+  DISCFUSED_HOST_DEVICE int64_t column_blocks() const { return divide_up(D, kWarp); }
+  DISCFUSED_HOST_DEVICE int64_t slot_blocks() const { return divide_up(S, kWarps); }
   int64_t scratch() const {
-    return 2 * ranges * D + tiles() * S + 2 * column_blocks() + slot_blocks();
+    return (2 * ranges() + slot_blocks()) * D + 2 * column_blocks() + slot_blocks();
   }
 };
 

@@ -163,7 +163,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> terms(
     fill_table<scalar_t>(
         features, rows, table, checked(activation, kActivations, "activation"), false);
     const A* const size = rows[1].const_data_ptr<A>() + N;
-    const Ranges ranges(S);
     TermsParams<A> p{};
     p.table = table.const_data_ptr<A>();
     p.size = size;
@@ -173,17 +172,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> terms(
     p.absent = pointer<A>(absent);
     p.S = S;
     p.D = D;
-    p.range_slots = ranges.slots;
-    p.ranges = ranges.count;
     p.impurity = checked(impurity, kImpurities, "impurity");
     p.gini_weight = gini_weight;
     p.kl_weight = kl_weight;
     p.kept = coefficients<A>(kept, S, D);
     const at::Tensor scratch = at::empty({p.scratch()}, options);
     p.totals = scratch.mutable_data_ptr<A>();
-    p.squares = p.totals + p.ranges * D;
-    p.q = p.squares + p.ranges * D;
-    p.impurity_parts = p.q + p.tiles() * S;
+    p.squares = p.totals + p.ranges() * D;
+    p.projections = p.squares + p.ranges() * D;
+    p.impurity_parts = p.projections + p.slot_blocks() * D;
     p.live_parts = p.impurity_parts + p.column_blocks();
     p.kl_parts = p.live_parts + p.column_blocks();
     p.penalty = scalars[0].mutable_data_ptr<A>();

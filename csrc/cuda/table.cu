@@ -17,7 +17,9 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) table_kernel(const Tab
   if (item >= p.pieces * tiles) return;
   const int64_t index = item / tiles;
   const Piece piece = find_piece(p.rows, index, p.R);
-  if (piece.slot == p.rows.S || piece.begin == piece.end) return;
+  const bool further = index > p.rows.S;
+  if (piece.slot == p.rows.S) return;
+  if (piece.begin == piece.end && (further || p.by_class)) return;  // an empty slot has no class
   const LaneColumns columns(item % tiles, p.D);
   A sum[kColumns] = {};
   for (int64_t k = piece.begin; k < piece.end; k += kUnroll) {
@@ -31,7 +33,6 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) table_kernel(const Tab
       }
     }
   }
-  const bool further = index > p.rows.S;
   const int64_t slot_row = p.by_class ? p.rows.slot_class[piece.slot] : piece.slot;
   A* out = further ? p.parts + (index - p.rows.S - 1) * p.D : p.table + slot_row * p.D;
   const A n = piece.is_cut ? A(1) : p.rows.size[piece.slot];

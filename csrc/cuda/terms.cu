@@ -1,11 +1,10 @@
-// the table H -> penalty, gini, kl, and the coefficients of G. Six kernels:
+// the table H -> penalty, gini, kl, and the coefficients of G. Four kernels:
 //
-//   totals      parts of T                      a block has a range of slots and a tile of columns
-//   probability 1 / T, parts of s2 and of q     likewise
-//   features    impurity, constant, slope       a thread has a feature
-//   classes     A / L, parts of kl              a thread has a slot
-//   projection  parts of sum_c A_c P_cj / L     like totals
-//   finish      projection, scalars             a thread has a feature
+//   totals    of kRange slots and a tile of columns: T, and s2 relative to it
+//   features  of a column, from these: 1 / T, impurity, constant, slope
+//   slots     of kWarps slots: q, A / L and kl from their rows of H; then their part of the
+//             projection sum_c A_c P_cj / L, while these are in cache
+//   finish    projection, scalars
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
@@ -14,104 +13,69 @@ namespace discfused::cuda {
 
 namespace {
 
-// Of a block, and of each warp in it: every kWarps-th slot of the range.
-struct SlotRange {
-  int64_t tile, range, first, last;
-
-  template <typename A>
-  __device__ explicit SlotRange(const TermsParams<A>& p)
-      : tile(blockIdx.x % p.tiles()), range(blockIdx.x / p.tiles()) {
-    first = range * p.range_slots + warp_index();
-    last = (range + 1) * p.range_slots < p.S ? (range + 1) * p.range_slots : p.S;
-  }
-};
-
-// The H of a lane; 0 in an empty slot.
 template <typename A>
-__device__ void read_slot(
-    const TermsParams<A>& p, const LaneColumns& columns, int64_t slot, A (&H)[kColumns]) {
-  const bool present = p.size[slot] != 0;
+__global__ void __launch_bounds__(kThreads, kLeastBlocks) totals_kernel(const TermsParams<A> p) {
+  const int64_t tiles = divide_up(p.D, kTile), range = blockIdx.x / tiles;
+  const LaneColumns columns(blockIdx.x % tiles, p.D);
+  A H[kRange / kWarps][kColumns], T[kColumns] = {}, squares[kColumns] = {};
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
-    const A value = p.table[slot * p.D + columns.readable(c)];
-    H[c] = present ? value : A(0);
+  for (int u = 0; u < kRange / kWarps; ++u) {
+    const int64_t slot = range * kRange + u * kWarps + warp_index();
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const A value = p.table[(slot < p.S ? slot : p.S - 1) * p.D + columns.readable(c)];
+      H[u][c] = slot < p.S ? value : A(0);
+    }
   }
-}
-
-// Writes one row of `parts` [ranges, D]: the sum over the warps.
-template <typename A>
-__device__ void store_part(
-    const LaneColumns& columns, int64_t range, A (&sum)[kColumns], A* parts) {
-  sum_over_warps(sum);
+#pragma unroll
+  for (int u = 0; u < kRange / kWarps; ++u) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) T[c] += H[u][c];
+  }
+  sum_over_warps(T);
+#pragma unroll
+  for (int u = 0; u < kRange / kWarps; ++u) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const A share = divide(H[u][c], T[c]);  // H^2 itself could overflow, and vanish
+      squares[c] += share * share;
+    }
+  }
+  sum_over_warps(squares);
   if (warp_index() != 0) return;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
-    if (columns.exists(c)) parts[range * columns.D + columns.index(c)] = sum[c];
+    if (!columns.exists(c)) continue;
+    p.totals[range * p.D + columns.index(c)] = T[c];
+    p.squares[range * p.D + columns.index(c)] = squares[c];
   }
 }
 
-template <typename A>
-__device__ A sum_of_parts(const A* parts, int64_t count, int64_t stride) {
-  A sum = 0;
+// Of each lane's column. Features and finish have one for each lane, which the warps share.
+__device__ int64_t block_column() {
+  return static_cast<int64_t>(blockIdx.x) * kWarp + lane_index();
+}
+
+// The sum over i < count of term(i), for each lane; all threads must call it.
+template <typename A, class Term>
+__device__ A column_sum(int64_t count, const Term& term) {
+  A sum[1] = {};
 #pragma unroll 8
-  for (int64_t part = 0; part < count; ++part) sum += parts[part * stride];
-  return sum;
+  for (int64_t i = warp_index(); i < count; i += kWarps) sum[0] += term(i);
+  sum_over_warps(sum);
+  return sum[0];
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks) totals_kernel(const TermsParams<A> p) {
-  const SlotRange block(p);
-  const LaneColumns columns(block.tile, p.D);
-  A sum[kColumns] = {};
-#pragma unroll 4
-  for (int64_t slot = block.first; slot < block.last; slot += kWarps) {
-    A H[kColumns];
-    read_slot(p, columns, slot, H);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) sum[c] += H[c];
-  }
-  store_part(columns, block.range, sum, p.totals);
-}
-
-// 1 / T; 0 for a dead feature. 0 * T, because 1 / infinity is not dead.
-template <typename A>
-__device__ A inverse_of(A T) {
-  const A inverse = 1 / (T == 0 ? A(1) : T) + 0 * T;
-  return T == 0 || inverse == static_cast<A>(INFINITY) ? A(0) : inverse;
-}
-
-template <typename A>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks)
-    probability_kernel(const TermsParams<A> p) {
-  const SlotRange block(p);
-  const LaneColumns columns(block.tile, p.D);
-  A inverse[kColumns], squares[kColumns] = {};
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
-    inverse[c] = inverse_of(sum_of_parts(p.totals + columns.readable(c), p.ranges, p.D));
-    if (block.range == 0 && warp_index() == 0 && columns.exists(c)) {
-      p.kept.inverse[columns.index(c)] = inverse[c];
-    }
-  }
-#pragma unroll 4
-  for (int64_t slot = block.first; slot < block.last; slot += kWarps) {
-    A P[kColumns], q = 0;
-    read_slot(p, columns, slot, P);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      P[c] *= inverse[c];
-      squares[c] += P[c] * P[c];
-      q += columns.exists(c) ? P[c] : A(0);
-    }
-    q = warp_sum(q);
-    if (lane_index() == 0) p.q[block.tile * p.S + slot] = q;
-  }
-  store_part(columns, block.range, squares, p.squares);
+__device__ A block_sum_of(const A* values, int64_t count) {
+  A sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += values[i];
+  return block_sum(sum);
 }
 
 template <typename A>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks) features_kernel(const TermsParams<A> p) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t column = block_column(), at = column < p.D ? column : p.D - 1;
   A unit = 1;          // log K of collision
   bool alone = false;  // K < 2: the term is 0, unless features are not finite
   if (p.impurity == kCollision) {
@@ -121,10 +85,16 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) features_kernel(const 
     alone = present < 2;
     unit = static_cast<A>(log(static_cast<double>(alone ? A(2) : present)));
   }
+  const A T = column_sum<A>(p.ranges(), [&](int64_t i) { return p.totals[i * p.D + at]; });
+  const A square = column_sum<A>(p.ranges(), [&](int64_t i) {
+    const A share = divide(p.totals[i * p.D + at], T);
+    return p.squares[i * p.D + at] * share * share;
+  });
+  if (warp_index() != 0) return;
   A value = 0, live = 0;
   if (column < p.D) {
-    const A square = sum_of_parts(p.squares + column, p.ranges, p.D);
-    const A inverse = p.kept.inverse[column];
+    A inverse = 1 / (T == 0 ? A(1) : T) + 0 * T;  // 1 / infinity is not dead
+    if (T == 0 || inverse == static_cast<A>(INFINITY)) inverse = 0;
     A factor = static_cast<A>(2.0 / static_cast<double>(p.D));
     live = inverse != 0;
     if (alone) {
@@ -138,23 +108,29 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) features_kernel(const 
     } else {
       value = 1 - square;
     }
+    p.kept.inverse[column] = inverse;
     p.kept.constant[column] = factor * square;
     p.kept.slope[column] = factor * inverse;
   }
-  value = block_sum(value);
-  live = block_sum(live);
-  if (threadIdx.x != 0) return;
+  value = warp_sum(value);
+  live = warp_sum(live);
+  if (lane_index() != 0) return;
   p.impurity_parts[blockIdx.x] = value;
   p.live_parts[blockIdx.x] = live;
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks) classes_kernel(const TermsParams<A> p) {
-  const int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  A kl = 0;
+__global__ void __launch_bounds__(kThreads, kLeastBlocks) slots_kernel(const TermsParams<A> p) {
+  __shared__ A coefs[kWarps], kls[kWarps];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarps, slot = first + warp_index();
+  const A live = block_sum_of(p.live_parts, p.column_blocks());
+  A P = 0, coef = 0, kl = 0;
   if (slot < p.S) {
-    const A live = sum_of_parts(p.live_parts, p.column_blocks(), 1);
-    const A q = divide(sum_of_parts(p.q + slot, p.tiles(), p.S), live);
+#pragma unroll 8
+    for (int64_t j = lane_index(); j < p.D; j += kWarp) {
+      P += p.table[slot * p.D + j] * p.kept.inverse[j];
+    }
+    const A q = divide(warp_sum(P), live);
     const int64_t label = p.slot_class ? p.slot_class[slot] : slot;
     A pi = 0;
     if (label >= 0) pi = p.prior ? p.prior[label] : divide(p.size[slot], *p.total);
@@ -164,45 +140,39 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) classes_kernel(const T
           static_cast<double>(pi) / (is_clamped ? kProbabilityFloor : static_cast<double>(q));
       kl = static_cast<A>(static_cast<double>(pi) * log(ratio));
     }
-    p.kept.slot_coef[slot] = is_clamped || pi == 0 ? A(0) : -pi / q / live;
+    if (!is_clamped && pi != 0) coef = -pi / q / live;
+    if (lane_index() == 0) p.kept.slot_coef[slot] = coef;
   }
-  kl = block_sum(kl);
-  if (threadIdx.x == 0) p.kl_parts[blockIdx.x] = kl;
-}
-
-// Into `totals`: the parts of T have been used.
-template <typename A>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks)
-    projection_kernel(const TermsParams<A> p) {
-  const SlotRange block(p);
-  const LaneColumns columns(block.tile, p.D);
-  A inverse[kColumns], sum[kColumns] = {};
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) inverse[c] = p.kept.inverse[columns.readable(c)];
-#pragma unroll 4
-  for (int64_t slot = block.first; slot < block.last; slot += kWarps) {
-    const A slot_coef = p.kept.slot_coef[slot];
-    A H[kColumns];
-    read_slot(p, columns, slot, H);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) sum[c] += slot_coef * (H[c] * inverse[c]);
+  if (lane_index() == 0) {
+    coefs[warp_index()] = coef;
+    kls[warp_index()] = kl;
   }
-  store_part(columns, block.range, sum, p.totals);
-}
-
-template <typename A>
-__device__ A block_sum_of(const A* values, int64_t count) {
-  A sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += values[i];
-  return block_sum(sum);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    kl = 0;
+    for (const A part : kls) kl += part;
+    p.kl_parts[blockIdx.x] = kl;
+  }
+#pragma unroll 2
+  for (int64_t j = threadIdx.x; j < p.D; j += kThreads) {
+    const A inverse = p.kept.inverse[j];
+    A sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const bool exists = first + w < p.S;
+      const A H = p.table[(exists ? first + w : first) * p.D + j];
+      sum += exists ? coefs[w] * (H * inverse) : A(0);
+    }
+    p.projections[blockIdx.x * p.D + j] = sum;
+  }
 }
 
 template <typename A>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks) finish_kernel(const TermsParams<A> p) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (column < p.D) {
-    p.kept.projection[column] = sum_of_parts(p.totals + column, p.ranges, p.D);
-  }
+  const int64_t column = block_column(), at = column < p.D ? column : p.D - 1;
+  const A projection =
+      column_sum<A>(p.slot_blocks(), [&](int64_t i) { return p.projections[i * p.D + at]; });
+  if (warp_index() == 0 && column < p.D) p.kept.projection[column] = projection;
   if (blockIdx.x != 0) return;
   A gini = block_sum_of(p.impurity_parts, p.column_blocks()) / static_cast<A>(p.D);
   const A live = block_sum_of(p.live_parts, p.column_blocks());
@@ -221,11 +191,9 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) finish_kernel(const Te
 
 template <typename A>
 void launch_terms(const TermsParams<A>& p, Stream stream) {
-  launch(totals_kernel<A>, p.tiles() * p.ranges, p, stream);
-  launch(probability_kernel<A>, p.tiles() * p.ranges, p, stream);
+  launch(totals_kernel<A>, p.ranges() * divide_up(p.D, kTile), p, stream);
   launch(features_kernel<A>, p.column_blocks(), p, stream);
-  launch(classes_kernel<A>, p.slot_blocks(), p, stream);
-  launch(projection_kernel<A>, p.tiles() * p.ranges, p, stream);
+  launch(slots_kernel<A>, p.slot_blocks(), p, stream);
   launch(finish_kernel<A>, p.column_blocks(), p, stream);
 }
 

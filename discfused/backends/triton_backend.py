@@ -4,9 +4,11 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
 
     rows        1       labels, from cache
     terms       table            reads N D e, writes S D a
+       N > 256  fold             parts of slots that were cut
                 column_terms     reads S D a, from L2 as far as it fits
        S <= 256 whole_terms      reads S D a
-       else     slot_terms       reads S D a, and again from cache
+       else     feature_terms    reads 1/128 of that
+                slot_terms       reads S D a, and again from cache
                 finish           reads and writes a quarter of that
     gradient    1       reads N D e and S D a, writes N D e
 
@@ -50,6 +52,8 @@ def _fitting(name: str, dtype: torch.dtype, key: str, length: int) -> dict:
 def _pieces(N: int, D: int, blocks: dict) -> tuple[int, int]:
     """The largest number of rows of a piece (triton_table._piece), and how many pieces may follow
     the first ones of their slots."""
+    if N <= kernels().UNCUT:
+        return N, 0
     R = max(4 * blocks["ROWS"], _cdiv(N * _cdiv(D, blocks["COLS"]), kernels().PIECES))
     return R, _cdiv(N, R) if N > R else 0
 
@@ -105,22 +109,23 @@ class TritonBackend(GpuBackend):
 
     def _table(
         self, features: Tensor, rows: Sequence[Tensor], table: Tensor, activation: int
-    ) -> tuple[Tensor, int]:
-        """Writes `table`, but for what _fold adds: the parts that slots were cut into, and R, or 0
-        if no slot can have been cut."""
+    ) -> None:
         (N, D), S, k = features.shape, table.shape[0], kernels()
         arguments = (features, *features.stride(), *rows, table)
         if is_soft(rows):
             blocks = _blocks("soft_table", table.dtype)
             grid = (_cdiv(S, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
             k.soft_table_kernel[grid](*arguments, N, S, D, ACT=activation, **blocks)
-            return table, 0
+            return
         blocks = _blocks("table", table.dtype)
         R, more = _pieces(N, D, blocks)
         parts = table.new_empty((more, D)) if more else table
         grid = ((S + 1 + more) * _cdiv(D, blocks["COLS"]),)
         k.table_kernel[grid](*arguments, parts, N, S, D, R, ACT=activation, **blocks)
-        return parts, R if more else 0
+        if more:
+            blocks = _blocks("fold", table.dtype)
+            grid = (more * _cdiv(D, blocks["COLS"]),)
+            k.fold_kernel[grid](table, parts, *rows, N, S, D, R, **blocks)
 
     def terms(
         self,
@@ -148,30 +153,35 @@ class TritonBackend(GpuBackend):
             absent = _of_absent_classes(prior, index[2 * N + 2 * (S + 1) :])
         k = kernels()
         columns = _fitting("columns", dtype, "SLOTS", S)
-        blocks, whole = _cdiv(D, columns["COLS"]), columns["SLOTS"] >= S
-        column_sums = table.new_empty((blocks, 2 + S if whole else 2))
-        scalars = (penalty, gini, kl, N, S, D, blocks)
+        blocks, parts = _cdiv(D, columns["COLS"]), _cdiv(S, columns["SLOTS"])
+        whole = parts == 1
+        sums = table.new_empty(blocks * (2 + S) if whole else parts * (2 * D + 1))
+        scalars = (penalty, gini, kl, N, S, D)
         weights = (*_split(gini_weight), *_split(kl_weight))
         with on(features):
-            parts, R = self._table(features, rows, table, activation)
-            k.column_terms_kernel[(blocks,)](
-                table, parts, index, weight, coef, column_sums, N, S, D, R,
-                FOLD=R > 0, WHOLE=whole, IMPURITY=impurity, **columns,
-            )  # fmt: skip
+            self._table(features, rows, table, activation)
+            k.column_terms_kernel[(parts * blocks,)](
+                table, weight, coef, sums, N, S, D, WHOLE=whole, IMPURITY=impurity, **columns
+            )
             if whole:
                 k.whole_terms_kernel[(blocks,)](
-                    table, index, weight, prior, absent, coef, column_sums, *scalars, *weights,
+                    table, index, weight, prior, absent, coef, sums, *scalars, blocks, *weights,
                     **flags, **columns,
                 )  # fmt: skip
             else:
-                slots, finish = _blocks("slots", dtype), _blocks("finish", dtype)
-                slot_blocks = _cdiv(S, slots["SLOTS"])
+                of_features, slots = _blocks("features", dtype), _blocks("slots", dtype)
+                finish = _blocks("finish", dtype)
+                blocks, slot_blocks = _cdiv(D, of_features["COLS"]), _cdiv(S, slots["SLOTS"])
+                column_sums = table.new_empty((blocks, 2))
                 slot_sums = table.new_empty(slot_blocks * (D + 1))
+                k.feature_terms_kernel[(blocks,)](
+                    sums, coef, column_sums, D, parts, IMPURITY=impurity, **of_features
+                )
                 k.slot_terms_kernel[(slot_blocks,)](
                     table, index, weight, prior, coef, slot_sums, N, S, D, **flags, **slots
                 )
                 k.finish_kernel[(_cdiv(D, finish["COLS"]),)](
-                    absent, weight, coef, column_sums, slot_sums, *scalars, slot_blocks,
+                    absent, weight, coef, column_sums, slot_sums, *scalars, blocks, slot_blocks,
                     *weights, ABSENT=absent is not weight, **finish,
                 )  # fmt: skip
         return penalty, gini, kl, [table, coef]
@@ -202,16 +212,11 @@ class TritonBackend(GpuBackend):
         (N, D), S, C = features.shape, table.shape[0], num_classes
         if N == 0:
             return table.new_zeros((C, D))
-        index, weight = rows
         with on(features):
-            parts, R = self._table(features, rows, table, activation)
-            if R:
-                blocks = _blocks("fold", table.dtype)
-                grid = (_cdiv(S, blocks["SLOTS"]) * _cdiv(D, blocks["COLS"]),)
-                kernels().fold_kernel[grid](table, parts, index, weight, N, S, D, R, **blocks)
+            self._table(features, rows, table, activation)
         if S == C:
             return table
-        return by_class(table, index[2 * N + 2 * (S + 1) :], C)
+        return by_class(table, rows[0][2 * N + 2 * (S + 1) :], C)
 
     def histogram_gradient(
         self, grad: Tensor, features: Tensor, rows: Sequence[Tensor], activation: int

@@ -7,6 +7,7 @@ from discfused.backends.triton_rows import rows_kernel, sizes_kernel
 from discfused.backends.triton_table import fold_kernel, soft_table_kernel, table_kernel
 from discfused.backends.triton_terms import (
     column_terms_kernel,
+    feature_terms_kernel,
     finish_kernel,
     slot_terms_kernel,
     whole_terms_kernel,
@@ -15,7 +16,9 @@ from discfused.backends.triton_terms import (
 __all__ = [
     "BLOCKS",
     "PIECES",
+    "UNCUT",
     "column_terms_kernel",
+    "feature_terms_kernel",
     "finish_kernel",
     "fold_kernel",
     "gradient_kernel",
@@ -44,13 +47,13 @@ _BLOCKS = {
     # and all ROWS on their way: 4 KB of bfloat16 for each warp.
     "table": {"ROWS": 8, "COLS": 256, "num_warps": 1},
     "gradient": {"ROWS": 8, "COLS": 256, "num_warps": 1},
-    # A whole column of H at a time, while it fits the registers: 16 to 32 elements a thread.
+    # 16 to 32 elements of H a thread.
     "columns": (
         {"SLOTS": 64, "COLS": 32, "LINES": 32, "num_warps": 4},
         {"SLOTS": 256, "COLS": 32, "LINES": 32, "num_warps": 8},
-        {"SLOTS": 1024, "COLS": 8, "LINES": 128, "num_warps": 8},
     ),
-    "fold": {"SLOTS": 64, "COLS": 32, "LINES": 32, "num_warps": 4},
+    "fold": {"LINES": 64, "COLS": 64, "num_warps": 4},
+    "features": {"LINES": 64, "COLS": 32, "num_warps": 4},
     # A few rows of H whole, wide enough that D = 2048 takes two turns.
     "slots": {"SLOTS": 4, "COLS": 1024, "num_warps": 8},
     "finish": {"LINES": 256, "COLS": 16, "num_warps": 8},
@@ -79,3 +82,5 @@ BLOCKS = {  # by accumulation dtype
 # Into how many programs of one warp to split long runs of rows: 16 on each multiprocessor of a
 # large GPU.
 PIECES = 2048
+# So few rows are not cut, however uneven the classes are: that would take one launch more.
+UNCUT = 256

@@ -49,8 +49,8 @@ def table_kernel(
     ACT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """COLS columns of one piece of the rows: H of a slot that is not cut; else a part of its sum,
-    of the first piece in the table, of the others in parts [N / R, D], for _fold to put together.
-    """
+    of the first piece in the table, of the others in parts [N / R, D], for fold_kernel to put
+    together."""
     ACC: tl.constexpr = weight.dtype.element_ty
     blocks = tl.cdiv(D, COLS)
     piece = tl.program_id(0) // blocks
@@ -76,47 +76,37 @@ def table_kernel(
         tl.store(table + slot.to(tl.int64) * D + columns, sums, mask=inside)
 
 
-@triton.jit
-def _fold(
-    tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES: tl.constexpr
-):
-    """tile [slots, columns] of the table with H of the slots that table_kernel cut, which is
-    written to the table, too. Most tiles have none, all of them together have at most N / R."""
-    ACC: tl.constexpr = table.dtype.element_ty
-    start = index + 2 * N
-    counts = tl.load(start + S + 1 + slots, mask=slots < S, other=0)
-    slot = tl.min(tl.where(counts > R, slots, S), axis=0)
-    while slot < S:
-        begin = tl.load(start + slot)
-        line = begin // R + 1
-        end = (begin + tl.load(start + S + 1 + slot) - 1) // R + 1
-        sums = tl.zeros([LINES, columns.shape[0]], dtype=ACC)
-        while line < end:
-            lines = line + tl.arange(0, LINES)
-            mask = (lines < end)[:, None] & inside[None, :]
-            sums += _read(parts, lines, columns, D, 1, mask, ACC)
-            line += LINES
-        here = (slots == slot)[:, None]
-        value = tl.sum(tl.where(here, tile, 0.0), axis=0) + tl.sum(sums, axis=0)
-        value = _divide(value, tl.load(weight + N + slot).to(ACC))
-        tl.store(table + slot.to(tl.int64) * D + columns, value, mask=inside)
-        tile = tl.where(here, value[None, :], tile)
-        slot = tl.min(tl.where((counts > R) & (slots > slot), slots, S), axis=0)
-    return tile
-
-
 @triton.jit(do_not_specialize=["N", "S", "R"])
 def fold_kernel(
-    table, parts, index, weight, N, S, D, R,
-    SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
+    table, parts, index, weight, N, S, D, R, LINES: tl.constexpr, COLS: tl.constexpr
 ):  # fmt: skip
-    """The table as it is to be, for those who want it itself; column_terms_kernel folds, too."""
+    """COLS columns of H of the slot whose second piece begins at a multiple of R, if there is one:
+    every slot that table_kernel cut, each by programs of its own."""
     ACC: tl.constexpr = table.dtype.element_ty
     blocks = tl.cdiv(D, COLS)
     columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
-    slots = tl.program_id(0) // blocks * SLOTS + tl.arange(0, SLOTS)
-    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
-    _fold(tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES)
+    line = (tl.program_id(0) // blocks).to(tl.int64)
+    start = index + 2 * N
+    slot = tl.load(index + N + line * R)
+    begin = tl.load(start + slot)
+    count = tl.load(start + S + 1 + slot)
+    is_mine = (slot < S) & (count > R) & (begin // R + 1 == line)
+    end = tl.where(is_mine, (begin + count - 1) // R + 1, line)
+    sums = tl.zeros([LINES, COLS], dtype=ACC)
+    lines = line + tl.arange(0, LINES)
+    # Loaded before the last ones are added: else the compiler saves registers, and each load waits
+    # for the one before.
+    tile = _read(parts, lines, columns, D, 1, (lines < end)[:, None] & inside[None, :], ACC)
+    while line < end:
+        sums += tile
+        line += LINES
+        lines += LINES
+        tile = _read(parts, lines, columns, D, 1, (lines < end)[:, None] & inside[None, :], ACC)
+    H = table + slot * D + columns
+    mask = inside & is_mine
+    value = tl.load(H, mask=mask, other=0.0).to(ACC) + tl.sum(sums, axis=0)
+    n = tl.load(weight + N + slot, mask=is_mine, other=1.0).to(ACC)
+    tl.store(H, _divide(value, n), mask=mask)
 
 
 @triton.jit(do_not_specialize=["N", "S"])

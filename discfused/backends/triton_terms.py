@@ -2,95 +2,117 @@
 
 coef, flat: of every column 1 / T (0 if dead), s2, 2 f / D, and sum_k A_k P_kj / L; then A_s / L
 of every slot. Where one tile holds all slots (two launches), column_terms_kernel leaves the part of
-q that its columns have beside its other sums, and whole_terms_kernel does the rest. For more slots
-(three launches), slot_terms_kernel reads rows of H, for q and then for the projection.
+q that its columns have beside its other sums, and whole_terms_kernel does the rest. More slots
+(four launches) are divided among programs throughout: column_terms_kernel has tiles of slots and
+columns, feature_terms_kernel puts them together, slot_terms_kernel reads rows of H, for q and then
+for the projection, and finish_kernel adds up.
 """
 
 import triton
 import triton.language as tl
 
 from discfused.backends.triton_math import _columns, _divide, _log, _number, _read
-from discfused.backends.triton_table import _fold
 
 FLOOR: tl.constexpr = tl.constexpr(1e-10)  # PROBABILITY_FLOOR
 
 
 @triton.jit
-def _add_slots(
-    slots, T, squares, present, table, parts, index, weight, columns, inside, N, S, D, R,
-    FOLD: tl.constexpr, LINES: tl.constexpr,
-):  # fmt: skip
-    """A tile of the table, after what it lacks (FOLD); T, s2 and the number of classes present with
-    its slots. s2 is kept relative to the T so far: H^2 itself could overflow, and vanish."""
-    ACC: tl.constexpr = table.dtype.element_ty
-    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
-    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
-    if FOLD:
-        tile = _fold(tile, slots, table, parts, index, weight, columns, inside, N, S, D, R, LINES)
-    before = T
-    T += tl.sum(tile, axis=0)
-    divisor = tl.where(T == 0, 1.0, T)
-    share = tile / divisor[None, :]
-    before = before / divisor
-    squares = squares * before * before + tl.sum(share * share, axis=0)
-    return tile, T, squares, present + tl.sum((n != 0).to(tl.int32), axis=0)
-
-
-@triton.jit(do_not_specialize=["N", "S", "R"])
-def column_terms_kernel(
-    table, parts, index, weight, coef, column_sums, N, S, D, R,
-    FOLD: tl.constexpr, WHOLE: tl.constexpr, IMPURITY: tl.constexpr,
-    SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
-):  # fmt: skip
-    """The first three rows of coef from COLS columns of the table. A line of column_sums
-    [blocks, 2 or 2 + S]: over these columns, the number of live ones, the sum of their impurities,
-    and if all slots fit one tile (WHOLE), that of P for every slot."""
-    ACC: tl.constexpr = table.dtype.element_ty
-    program = tl.program_id(0)
-    columns, inside = _columns(program, D, COLS)
-    T = tl.zeros([COLS], dtype=ACC)
-    squares = tl.zeros([COLS], dtype=ACC)
-    present = tl.full([], 0, tl.int32)
-    slots = tl.arange(0, SLOTS)
-    tile, T, squares, present = _add_slots(
-        slots, T, squares, present, table, parts, index, weight, columns, inside, N, S, D, R,
-        FOLD, LINES,
-    )  # fmt: skip
-    if not WHOLE:
-        first = SLOTS
-        while first < S:
-            _, T, squares, present = _add_slots(
-                first + slots, T, squares, present, table, parts, index, weight, columns, inside,
-                N, S, D, R, FOLD, LINES,
-            )  # fmt: skip
-            first += SLOTS
-
-    inverse = 1.0 / tl.where(T == 0, 1.0, T) + 0.0 * T  # infinity * 0 is NaN: not a dead feature
+def _feature_terms(
+    T, squares, present, coef, line, columns, inside, D, IMPURITY: tl.constexpr, COLS: tl.constexpr
+):
+    """1 / T, 0 for a dead feature. Stores the first three rows of coef; and, over these columns,
+    the number of live ones and the sum of their impurities."""
+    ACC: tl.constexpr = T.dtype
+    inverse = _divide(tl.full([COLS], 1.0, ACC), T)
+    inverse += 0.0 * T  # infinity * 0 is NaN: not a dead feature
     dead = (T == 0) | (inverse == float("inf"))
     inverse = tl.where(dead, 0.0, inverse)
     squares = tl.where(dead, 0.0, squares)
-    scale = tl.full([COLS], 2.0, ACC) / D
+    scale = _divide(tl.full([COLS], 2.0, ACC), tl.full([COLS], D, ACC))
     if IMPURITY == 0:
         impurity = 1.0 - squares
     else:
-        most = _log(tl.where(present < 2, 2, present).to(ACC))
+        most = _log(tl.where(present < 2, 2.0, present).to(ACC))
         square = tl.where(dead, 1.0, squares)
-        impurity = tl.where(dead, 1.0, -_log(square) / most)
+        impurity = tl.where(dead, 1.0, _divide(-_log(square), most))
         impurity = tl.where(present < 2, 0.0 * squares, impurity)  # NaN passes
-        scale = tl.where(present < 2, 0.0, scale / (square * most))
+        scale = tl.where(present < 2, 0.0, _divide(scale, square * most))
     tl.store(coef + columns, inverse, mask=inside)
     tl.store(coef + D + columns, squares, mask=inside)
     tl.store(coef + 2 * D + columns, scale, mask=inside)
-
-    width = 2
-    if WHOLE:
-        width += S
-    line = column_sums + program.to(tl.int64) * width
     tl.store(line, tl.sum(tl.where(dead, 0.0, 1.0).to(ACC), axis=0))
     tl.store(line + 1, tl.sum(tl.where(inside, impurity, 0.0), axis=0))
+    return inverse
+
+
+@triton.jit(do_not_specialize=["N", "S"])
+def column_terms_kernel(
+    table, weight, coef, sums, N, S, D,
+    WHOLE: tl.constexpr, IMPURITY: tl.constexpr,
+    SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """A tile of the table. With all slots (WHOLE) it is enough for _feature_terms: sums [blocks of
+    columns, 2 + S] has their two sums, and that of P for every slot. Else sums [2, blocks of slots,
+    D] gets T of these slots, and s2 relative to it: H^2 itself could overflow, and vanish. Then
+    [blocks of slots]: how many classes are present."""
+    ACC: tl.constexpr = table.dtype.element_ty
+    blocks = tl.cdiv(D, COLS)
+    block = tl.program_id(0) // blocks
+    columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
+    slots = block * SLOTS + tl.arange(0, SLOTS)
+    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
+    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+    present = tl.sum((n != 0).to(ACC), axis=0)
+    T = tl.sum(tile, axis=0)
+    share = _divide(tile, T[None, :])
+    squares = tl.sum(share * share, axis=0)
     if WHOLE:
-        P_sum = tl.sum(tile * inverse[None, :], axis=1)
-        tl.store(line + 2 + slots, P_sum, mask=slots < S)
+        line = sums + tl.program_id(0).to(tl.int64) * (S + 2)
+        inverse = _feature_terms(
+            T, squares, present, coef, line, columns, inside, D, IMPURITY, COLS
+        )
+        tl.store(line + 2 + slots, tl.sum(tile * inverse[None, :], axis=1), mask=slots < S)
+    else:
+        count = tl.cdiv(S, SLOTS).to(tl.int64)
+        tl.store(sums + block.to(tl.int64) * D + columns, T, mask=inside)
+        tl.store(sums + (count + block) * D + columns, squares, mask=inside)
+        if tl.program_id(0) % blocks == 0:
+            tl.store(sums + 2 * count * D + block, present)
+
+
+@triton.jit(do_not_specialize=["slot_blocks"])
+def feature_terms_kernel(
+    sums, coef, column_sums, D, slot_blocks,
+    IMPURITY: tl.constexpr, LINES: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """_feature_terms of COLS columns from `sums` of column_terms_kernel."""
+    ACC: tl.constexpr = coef.dtype.element_ty
+    columns, inside = _columns(tl.program_id(0), D, COLS)
+    totals = tl.zeros([LINES, COLS], dtype=ACC)
+    counts = tl.zeros([LINES], dtype=ACC)
+    first = 0
+    while first < slot_blocks:
+        lines = first + tl.arange(0, LINES)
+        there = lines < slot_blocks
+        totals += _read(sums, lines, columns, D, 1, there[:, None] & inside[None, :], ACC)
+        count = sums + 2 * slot_blocks.to(tl.int64) * D + lines
+        counts += tl.load(count, mask=there, other=0.0).to(ACC)
+        first += LINES
+    T = tl.sum(totals, axis=0)
+    squares = tl.zeros([LINES, COLS], dtype=ACC)
+    first = 0
+    while first < slot_blocks:
+        lines = first + tl.arange(0, LINES)
+        mask = (lines < slot_blocks)[:, None] & inside[None, :]
+        share = _divide(_read(sums, lines, columns, D, 1, mask, ACC), T[None, :])
+        lines += slot_blocks
+        squares += _read(sums, lines, columns, D, 1, mask, ACC) * share * share
+        first += LINES
+    line = column_sums + 2 * tl.program_id(0).to(tl.int64)
+    _feature_terms(
+        T, tl.sum(squares, axis=0), tl.sum(counts, axis=0), coef, line, columns, inside, D,
+        IMPURITY, COLS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -100,7 +122,6 @@ def _class_terms(
     """A / L and the part of kl of every slot, from the sum of its P over the L live columns."""
     ACC: tl.constexpr = P_sum.dtype
     there = slots < S
-    L = tl.where(L == 0, 1.0, L)
     if PRIOR:
         classes = slots.to(tl.int64)
         if PRESENT:
@@ -109,13 +130,13 @@ def _class_terms(
     else:
         n = tl.load(weight + N + slots, mask=there, other=0.0).to(ACC)
         pi = _divide(n, tl.load(weight + N + S).to(ACC))
-    q = P_sum / L
+    q = _divide(P_sum, L)
     floor = tl.full([], FLOOR, ACC)  # a comparison would round it to float32
     is_clamped = q < floor
     q = tl.where(is_clamped, floor, q)
     nothing = pi == 0
-    kl = tl.where(nothing, 0.0, pi * _log(tl.where(nothing, 1.0, pi / q)))
-    return tl.where(is_clamped | nothing, 0.0, -pi / q / L), kl
+    kl = tl.where(nothing, 0.0, pi * _log(tl.where(nothing, 1.0, _divide(pi, q))))
+    return tl.where(is_clamped | nothing, 0.0, -_divide(_divide(pi, q), L)), kl
 
 
 @triton.jit
@@ -123,7 +144,7 @@ def _store_scalars(
     L, impurity, divergence, absent, weight, penalty, gini, kl, N, S, D,
     gini_weight, gini_rest, kl_weight, kl_rest, ABSENT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    gini_value = impurity / D
+    gini_value = _divide(impurity, tl.full([], D, ACC))
     gini_value = tl.where(gini_value < 0, 0.0, gini_value)
     kl_value = divergence
     if ABSENT:
