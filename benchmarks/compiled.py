@@ -25,7 +25,8 @@ from discfused.backends import triton_runtime
 
 SM_90 = GPUTarget("cuda", 90, 32)
 # Of sm_90, as NVIDIA publishes them: what all blocks of a multiprocessor share.
-REGISTERS, SHARED_BYTES, MOST_WARPS, MOST_BLOCKS = 65536, 227 * 1024, 64, 32
+REGISTERS, SHARED_BYTES, MOST_WARPS, MOST_BLOCKS = 65536, 228 * 1024, 64, 32
+SYSTEM_BYTES = 1024  # of shared memory, in every block
 
 _TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64",
@@ -118,7 +119,7 @@ def _compiled(kernel: str, parameters: tuple, options: tuple, target: GPUTarget)
 
 def signature(launch: Launch) -> tuple[tuple[str, str, Any], ...]:
     """(parameter, type, compile-time value or whether a multiple of 16), as a launch specialises
-    them. Allocations are multiples of 16."""
+    them. Allocations begin at multiples of 16."""
     found = []
     for parameter in getattr(triton_runtime.kernels(), launch.kernel).params:
         value = launch.arguments[parameter.name]
@@ -126,7 +127,8 @@ def signature(launch: Launch) -> tuple[tuple[str, str, Any], ...]:
         if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not fixed):
             found.append((parameter.name, "constexpr", value))
         elif isinstance(value, Tensor):
-            found.append((parameter.name, f"*{_TYPES[value.dtype]}", not fixed))
+            is_aligned = value.storage_offset() * value.itemsize % 16 == 0
+            found.append((parameter.name, f"*{_TYPES[value.dtype]}", is_aligned and not fixed))
         elif isinstance(value, int):
             found.append((parameter.name, "i32", not fixed and value % 16 == 0))
         else:
@@ -162,7 +164,7 @@ class Code(NamedTuple):
             MOST_BLOCKS,
             MOST_WARPS // warps,
             REGISTERS // of_warp // warps,
-            SHARED_BYTES // (self.shared + 1024),
+            SHARED_BYTES // (self.shared + SYSTEM_BYTES),
         )
 
     @property
@@ -196,22 +198,24 @@ def code_of_triton(binary: Any, threads: int) -> Code:
     return code._replace(shared=binary.metadata.shared)  # of which the file knows nothing
 
 
-def codes(path: Path, threads: int, architecture: str = "sm_90") -> dict[str, Code]:
-    """By mangled name: all kernels of a file of one architecture."""
+def codes(path: Path, threads: int, *options: str) -> dict[str, Code]:
+    """By mangled name: all kernels of a file, which has one architecture or is told which."""
     use, name = {}, None
-    for line in cuobjdump(path, "-res-usage", "-arch", architecture).splitlines():
+    for line in cuobjdump(path, "-res-usage", *options).splitlines():
         if match := re.match(r" Function (\S+):", line):
             name = match[1]
         elif "REG:" in line:
             use[name] = {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", line)}
     found = {}
-    for text in cuobjdump(path, "-sass", "-arch", architecture).split("Function : ")[1:]:
+    for text in cuobjdump(path, "-sass", *options).split("Function : ")[1:]:
         name, _, body = text.partition("\n")
         of = use[name.strip()]
         loads, load_bytes = in_flight(body)
         # STACK holds spills, and nothing else here: no kernel has an array or calls a function.
         spilled = of["STACK"] + of["LOCAL"]
-        found[name.strip()] = Code(of["REG"], spilled, of["SHARED"], threads, loads, load_bytes)
+        # From sm_90 on the system's share is counted with that of a kernel that has any.
+        shared = max(0, of["SHARED"] - SYSTEM_BYTES)
+        found[name.strip()] = Code(of["REG"], spilled, shared, threads, loads, load_bytes)
     return found
 
 

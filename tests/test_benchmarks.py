@@ -10,13 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))  # last, for `benchmarks`: discfused is the installed one
-
-from benchmarks import compare, gpu, measure, report, stored, tables, timing  # noqa: E402
-from benchmarks.cases import FULL, STEP, Case, Plan, cases, make_inputs  # noqa: E402
-from benchmarks.competitors import (  # noqa: E402
+from benchmarks import compare, gpu, measure, report, stored, tables, timing
+from benchmarks.cases import FULL, STEP, Case, Plan, cases, make_inputs
+from benchmarks.competitors import (
     COMPILED,
     COPY,
     CROSS_ENTROPY,
@@ -26,9 +22,10 @@ from benchmarks.competitors import (  # noqa: E402
     names,
     why_not,
 )
-from benchmarks.memory import peak_bytes  # noqa: E402
-from discfused import disc_terms, fused_disc_loss  # noqa: E402
+from benchmarks.memory import peak_bytes
+from discfused import disc_terms, fused_disc_loss
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = Case(37, 19, 5)
 VERIFIED = [
     SMALL,

@@ -64,6 +64,11 @@ def _split(number: float) -> tuple[float, float]:
     return head, number - head if math.isfinite(head) else 0.0
 
 
+def _by_rows(features: Tensor) -> Tensor:
+    """With each row in one piece: else the compiler has another order of sums for them."""
+    return features if features.stride(1) == 1 else features.contiguous()
+
+
 class TritonBackend(GpuBackend):
     name = "triton"
 
@@ -111,7 +116,8 @@ class TritonBackend(GpuBackend):
         self, features: Tensor, rows: Sequence[Tensor], table: Tensor, activation: int
     ) -> None:
         (N, D), S, k = features.shape, table.shape[0], kernels()
-        arguments = (features, *features.stride(), *rows, table)
+        features = _by_rows(features)
+        arguments = (features, features.stride(0), *rows, table)
         if is_soft(rows):
             blocks = _blocks("soft_table", table.dtype)
             grid = (_cdiv(S, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
@@ -221,7 +227,7 @@ class TritonBackend(GpuBackend):
     def histogram_gradient(
         self, grad: Tensor, features: Tensor, rows: Sequence[Tensor], activation: int
     ) -> Tensor:
-        numbers = (*[rows[1]] * 3, 0, 0.0, 0.0, 0.0, 0.0)
+        numbers, grad = (*[rows[1]] * 3, 0, 0.0, 0.0, 0.0, 0.0), grad.contiguous()
         return self._gradient(features, rows, grad, rows[1], numbers, activation, TERMS=False)
 
     def _gradient(
@@ -240,9 +246,8 @@ class TritonBackend(GpuBackend):
         if N == 0:
             return dx
         flags = {"TERMS": TERMS, "ACT": activation}
-        arguments = (
-            features, *features.stride(), *rows, table, *table.stride(), coef, *numbers, dx, N
-        )  # fmt: skip
+        features = _by_rows(features)
+        arguments = (features, features.stride(0), *rows, table, coef, *numbers, dx, N)
         with on(features):
             if is_soft(rows):
                 blocks = _blocks("soft_gradient", rows[1].dtype)

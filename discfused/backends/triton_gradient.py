@@ -45,7 +45,7 @@ def _coefficients(coef, columns, inside, D, g1, g2, ACC: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "S", "R", *_UPSTREAM])
 def gradient_kernel(
-    x, row_stride, column_stride, index, weight, table, table_row_stride, table_column_stride, coef,
+    x, row_stride, index, weight, table, coef,
     grad_penalty, grad_gini, grad_kl, given, gini_weight, gini_rest, kl_weight, kl_rest,
     dx, N, S, D, R,
     TERMS: tl.constexpr, PRESENT: tl.constexpr, ACT: tl.constexpr,
@@ -62,8 +62,7 @@ def gradient_kernel(
     line = slot.to(tl.int64)
     if PRESENT and not TERMS:
         line = tl.load(index + 2 * N + 2 * (S + 1) + slot, mask=counts, other=-1)
-    offset = line * table_row_stride + columns * table_column_stride
-    G = tl.load(table + offset, mask=inside & counts & (line >= 0), other=0.0).to(ACC)
+    G = tl.load(table + line * D + columns, mask=inside & counts & (line >= 0), other=0.0).to(ACC)
     if TERMS:
         g1, g2 = _upstream(
             grad_penalty, grad_gini, grad_kl, given, gini_weight, gini_rest, kl_weight, kl_rest, ACC
@@ -76,7 +75,7 @@ def gradient_kernel(
     n = tl.load(weight + N + slot, mask=counts, other=1.0).to(ACC)
     while place < end:
         mask = there[:, None] & inside[None, :]
-        value = _read(x, rows, columns, row_stride, column_stride, mask & counts, ACC)
+        value = _read(x, rows, columns, row_stride, 1, mask & counts, ACC)
         to = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
         g = _divide(w, n)[:, None] * G[None, :]
         place += ROWS
@@ -86,7 +85,7 @@ def gradient_kernel(
 
 @triton.jit(do_not_specialize=["N", "S", *_UPSTREAM])
 def soft_gradient_kernel(
-    x, row_stride, column_stride, m, weight, table, table_row_stride, table_column_stride, coef,
+    x, row_stride, m, weight, table, coef,
     grad_penalty, grad_gini, grad_kl, given, gini_weight, gini_rest, kl_weight, kl_rest,
     dx, N, S, D,
     TERMS: tl.constexpr, ACT: tl.constexpr,
@@ -110,7 +109,7 @@ def soft_gradient_kernel(
         mask = (rows < N)[:, None] & (slots < S)[None, :]
         left = _read(m, rows, slots, S, 1, mask, ACC)
         mask = (slots < S)[:, None] & inside[None, :]
-        G = _read(table, slots, columns, table_row_stride, table_column_stride, mask, ACC)
+        G = _read(table, slots, columns, D, 1, mask, ACC)
         if TERMS:
             A = tl.load(coef + 4 * D + slots, mask=slots < S, other=0.0).to(ACC)
             G = constant[None, :] + slope[None, :] * G + (g2 * A)[:, None]
@@ -119,7 +118,7 @@ def soft_gradient_kernel(
         first += INNER
     counts = tl.load(weight + rows, mask=rows < N, other=0.0).to(ACC) != 0
     mask = counts[:, None] & inside[None, :]
-    value = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+    value = _read(x, rows, columns, row_stride, 1, mask, ACC)
     sums = tl.where(mask, _pull_back(value, sums, ACT), 0.0)  # also where G is NaN
     to = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
     tl.store(to, sums.to(dx.dtype.element_ty), mask=(rows < N)[:, None] & inside[None, :])

@@ -45,7 +45,7 @@ def _read_places(place, end, index, weight, ROWS: tl.constexpr, ACC: tl.constexp
 
 @triton.jit(do_not_specialize=["N", "S", "R"])
 def table_kernel(
-    x, row_stride, column_stride, index, weight, table, parts, N, S, D, R,
+    x, row_stride, index, weight, table, parts, N, S, D, R,
     ACT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """COLS columns of one piece of the rows: H of a slot that is not cut; else a part of its sum,
@@ -63,7 +63,7 @@ def table_kernel(
     rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
     while place < end:
         mask = there[:, None] & inside[None, :]
-        value = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+        value = _read(x, rows, columns, row_stride, 1, mask, ACC)
         weights = w
         place += ROWS
         rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
@@ -102,7 +102,7 @@ def fold_kernel(
         line += LINES
         lines += LINES
         tile = _read(parts, lines, columns, D, 1, (lines < end)[:, None] & inside[None, :], ACC)
-    H = table + slot * D + columns
+    H = table + slot.to(tl.int64) * D + columns
     mask = inside & is_mine
     value = tl.load(H, mask=mask, other=0.0).to(ACC) + tl.sum(sums, axis=0)
     n = tl.load(weight + N + slot, mask=is_mine, other=1.0).to(ACC)
@@ -111,7 +111,7 @@ def fold_kernel(
 
 @triton.jit(do_not_specialize=["N", "S"])
 def soft_table_kernel(
-    x, row_stride, column_stride, m, weight, table, N, S, D,
+    x, row_stride, m, weight, table, N, S, D,
     ACT: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """(m^T phi(x)) / n of ROWS classes and COLS columns. weight: as in triton_rows, but with
@@ -128,7 +128,7 @@ def soft_table_kernel(
         mask = (slots < S)[:, None] & counts[None, :]
         left = _read(m, slots, rows.to(tl.int64), 1, S, mask, ACC)
         mask = counts[:, None] & inside[None, :]
-        right = _read(x, rows, columns, row_stride, column_stride, mask, ACC)
+        right = _read(x, rows, columns, row_stride, 1, mask, ACC)
         sums = _product(left, _activate(right, ACT), sums)
         first += INNER
     n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)

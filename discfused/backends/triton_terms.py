@@ -73,11 +73,13 @@ def column_terms_kernel(
         )
         tl.store(line + 2 + slots, tl.sum(tile * inverse[None, :], axis=1), mask=slots < S)
     else:
-        count = tl.cdiv(S, SLOTS).to(tl.int64)
-        tl.store(sums + block.to(tl.int64) * D + columns, T, mask=inside)
-        tl.store(sums + (count + block) * D + columns, squares, mask=inside)
+        line = block.to(tl.int64)
+        tl.store(sums + line * D + columns, T, mask=inside)
+        line += tl.cdiv(S, SLOTS)
+        tl.store(sums + line * D + columns, squares, mask=inside)
         if tl.program_id(0) % blocks == 0:
-            tl.store(sums + 2 * count * D + block, present)
+            line += tl.cdiv(S, SLOTS) - block
+            tl.store(sums + line * D + block, present)
 
 
 @triton.jit(do_not_specialize=["slot_blocks"])
