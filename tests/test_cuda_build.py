@@ -1,6 +1,5 @@
 """The CUDA kernels compiled for every architecture, without a GPU: what runs is in test_gpu.py."""
 
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 import build_plan
+from benchmarks import sass
 from discfused.backends import _library
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,39 +25,24 @@ KERNELS = {  # by source: names, and for how many dtypes
     },
     "gradient": {"gradient_kernel": 4, "soft_gradient_kernel": 4},
 }  # fmt: skip
+KERNEL = re.compile(r"\d([a-z_]+_kernel)I")
+THREADS = 256  # kThreads
+# Loads that are on their way before the first is used, in loops that must stream. The others read
+# labels, or are products, which are bound by arithmetic.
+LOADS = {
+    "table_kernel": 16, "gradient_kernel": 16, "fold_kernel": 16, "totals_kernel": 16,
+    "features_kernel": 8, "slots_kernel": 8, "finish_kernel": 8,
+}  # fmt: skip
+ENOUGH = 18_000  # bytes on their way on a multiprocessor: 3.35 TB/s x 0.7 microseconds / 132
 
 
 def find_nvcc() -> build_plan.Nvcc:
     """The nvcc that a build would take, for whatever torch: kernels need none to be compiled."""
     try:
+        sass.find_cuobjdump()
         return build_plan.find_cuda("cuda", torch.__version__, torch.version.cuda or "13.0")
-    except build_plan.LeftOut as why:
+    except (build_plan.LeftOut, FileNotFoundError) as why:
         pytest.skip(str(why))
-
-
-def cuobjdump(*arguments) -> str:
-    nvcc = find_nvcc()
-    found = shutil.which("cuobjdump", path=f"{nvcc.home / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    triton = importlib.util.find_spec("triton")
-    if found is None and triton is not None:  # brings one
-        found = str(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
-    if found is None or not Path(found).exists():
-        pytest.skip("cuobjdump is neither in the CUDA toolkit nor in PATH, nor in Triton's package")
-    return subprocess.run([found, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def resources(listing: str) -> list[tuple[str, str, dict[str, int]]]:
-    """(architecture, kernel, its use of registers and memory), as cuobjdump tells"""
-    found, architecture = [], None
-    for line in listing.splitlines():
-        if line.startswith("arch = "):
-            architecture = line.removeprefix("arch = ")
-        elif match := re.match(r" Function \S*?\d([a-z_]+_kernel)I", line):
-            name = match[1]
-        elif "REG:" in line:
-            use = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", line)}
-            found.append((architecture, name, use))
-    return found
 
 
 def code(names: list[str]) -> set[str]:
@@ -65,7 +50,9 @@ def code(names: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_compiles_for_all_architectures_without_spilling(source, tmp_path, monkeypatch):
+def test_compiles_for_all_architectures_without_spills_or_serial_loads(
+    source, tmp_path, monkeypatch
+):
     from torch.utils.cpp_extension import include_paths
 
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
@@ -76,18 +63,19 @@ def test_compiles_for_all_architectures_without_spilling(source, tmp_path, monke
          "-o", str(target)],
         check=True,
     )  # fmt: skip
-    found = resources(cuobjdump("--dump-resource-usage", str(target)))
-    expected = KERNELS[source.stem]
     for architecture in code(nvcc.architectures()):
-        names = [name for where, name, _ in found if where == architecture]
-        assert {name: names.count(name) for name in names} == expected, architecture
-    for architecture, name, use in found:
-        where = f"{name} on {architecture}: {use}"
-        assert use["STACK"] == 0 and use["LOCAL"] == 0, where
-        assert use["REG"] <= 128, where  # two blocks of 256 threads on a multiprocessor
-        assert use["SHARED"] <= 48 * 1024, where
+        found = sass.codes(target, THREADS, "-arch", architecture)
+        names = [KERNEL.search(name)[1] for name in found]
+        assert {name: names.count(name) for name in names} == KERNELS[source.stem], architecture
+        for name, use in zip(names, found.values(), strict=True):
+            where = f"{name} on {architecture}: {use}"
+            assert use.spilled == 0, where
+            assert use.registers <= 128, where  # two blocks on a multiprocessor
+            assert use.shared <= 48 * 1024, where
+            assert use.loads >= LOADS.get(name, 0), where
+            assert use.bytes_in_flight >= ENOUGH or name not in LOADS, where
     newest = nvcc.architectures()[-1].removesuffix("+PTX").replace(".", "")
-    assert f"sm_{newest}.ptx" in cuobjdump("--list-ptx", str(target))
+    assert f"sm_{newest}.ptx" in sass.cuobjdump("--list-ptx", str(target))
 
 
 def test_no_source_is_forgotten():
@@ -96,7 +84,7 @@ def test_no_source_is_forgotten():
 
 def check_binaries(record: dict, folder: Path) -> None:
     """The library holds code for the architectures that the record names, and for no others."""
-    listed = cuobjdump("--list-elf", str(folder / record["library"]))
+    listed = sass.cuobjdump("--list-elf", str(folder / record["library"]))
     assert set(re.findall(r"\.(sm_\w+)\.cubin", listed)) == code(record["cuda_architectures"])
 
 

@@ -86,15 +86,15 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) features_kernel(const 
     unit = static_cast<A>(log(static_cast<double>(alone ? A(2) : present)));
   }
   const A T = column_sum<A>(p.ranges(), [&](int64_t i) { return p.totals[i * p.D + at]; });
+  A inverse = 1 / (T == 0 ? A(1) : T) + 0 * T;  // 1 / infinity is not dead
+  if (T == 0 || inverse == static_cast<A>(INFINITY)) inverse = 0;
   const A square = column_sum<A>(p.ranges(), [&](int64_t i) {
-    const A share = divide(p.totals[i * p.D + at], T);
+    const A share = p.totals[i * p.D + at] * inverse;  // a division has a branch, which loads await
     return p.squares[i * p.D + at] * share * share;
   });
   if (warp_index() != 0) return;
   A value = 0, live = 0;
   if (column < p.D) {
-    A inverse = 1 / (T == 0 ? A(1) : T) + 0 * T;  // 1 / infinity is not dead
-    if (T == 0 || inverse == static_cast<A>(INFINITY)) inverse = 0;
     A factor = static_cast<A>(2.0 / static_cast<double>(p.D));
     live = inverse != 0;
     if (alone) {
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) slots_kernel(const Ter
     for (const A part : kls) kl += part;
     p.kl_parts[blockIdx.x] = kl;
   }
-#pragma unroll 2
+#pragma unroll 4
   for (int64_t j = threadIdx.x; j < p.D; j += kThreads) {
     const A inverse = p.kept.inverse[j];
     A sum = 0;

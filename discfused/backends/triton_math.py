@@ -73,3 +73,20 @@ def _number(head, rest, ACC: tl.constexpr):
 def _columns(block, D, COLS: tl.constexpr):
     columns = (block * COLS + tl.arange(0, COLS)).to(tl.int64)
     return columns, columns < D
+
+
+@triton.jit
+def _sum_lines(x, first, end, columns, inside, D, LINES: tl.constexpr, ACC: tl.constexpr):
+    """The sum of lines `first` to `end` of x [., D]"""
+    sums = tl.zeros([LINES, columns.shape[0]], dtype=ACC)
+    lines = first + tl.arange(0, LINES)
+    first = first + tl.full([], 0, tl.int32)  # a literal cannot change
+    # The next lines are on their way while these are added: else the compiler saves registers, and
+    # each load waits for the one before.
+    tile = _read(x, lines, columns, D, 1, (lines < end)[:, None] & inside[None, :], ACC)
+    while first < end:
+        sums += tile
+        first += LINES
+        lines += LINES
+        tile = _read(x, lines, columns, D, 1, (lines < end)[:, None] & inside[None, :], ACC)
+    return tl.sum(sums, axis=0)

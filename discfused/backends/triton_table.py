@@ -4,7 +4,14 @@ triton_rows; symbols: contract."""
 import triton
 import triton.language as tl
 
-from discfused.backends.triton_math import _activate, _columns, _divide, _product, _read
+from discfused.backends.triton_math import (
+    _activate,
+    _columns,
+    _divide,
+    _product,
+    _read,
+    _sum_lines,
+)
 
 
 @triton.jit
@@ -92,19 +99,10 @@ def fold_kernel(
     count = tl.load(start + S + 1 + slot)
     is_mine = (slot < S) & (count > R) & (begin // R + 1 == line)
     end = tl.where(is_mine, (begin + count - 1) // R + 1, line)
-    sums = tl.zeros([LINES, COLS], dtype=ACC)
-    lines = line + tl.arange(0, LINES)
-    # Loaded before the last ones are added: else the compiler saves registers, and each load waits
-    # for the one before.
-    tile = _read(parts, lines, columns, D, 1, (lines < end)[:, None] & inside[None, :], ACC)
-    while line < end:
-        sums += tile
-        line += LINES
-        lines += LINES
-        tile = _read(parts, lines, columns, D, 1, (lines < end)[:, None] & inside[None, :], ACC)
+    sums = _sum_lines(parts, line, end, columns, inside, D, LINES, ACC)
     H = table + slot.to(tl.int64) * D + columns
     mask = inside & is_mine
-    value = tl.load(H, mask=mask, other=0.0).to(ACC) + tl.sum(sums, axis=0)
+    value = tl.load(H, mask=mask, other=0.0).to(ACC) + sums
     n = tl.load(weight + N + slot, mask=is_mine, other=1.0).to(ACC)
     tl.store(H, _divide(value, n), mask=mask)
 

@@ -11,22 +11,35 @@ for the projection, and finish_kernel adds up.
 import triton
 import triton.language as tl
 
-from discfused.backends.triton_math import _columns, _divide, _log, _number, _read
+from discfused.backends.triton_math import (
+    _columns,
+    _divide,
+    _log,
+    _number,
+    _read,
+    _sum_lines,
+)
 
 FLOOR: tl.constexpr = tl.constexpr(1e-10)  # PROBABILITY_FLOOR
 
 
 @triton.jit
-def _feature_terms(
-    T, squares, present, coef, line, columns, inside, D, IMPURITY: tl.constexpr, COLS: tl.constexpr
-):
-    """1 / T, 0 for a dead feature. Stores the first three rows of coef; and, over these columns,
-    the number of live ones and the sum of their impurities."""
-    ACC: tl.constexpr = T.dtype
-    inverse = _divide(tl.full([COLS], 1.0, ACC), T)
+def _inverse(T, COLS: tl.constexpr):
+    """1 / T, 0 for a dead feature"""
+    inverse = _divide(tl.full([COLS], 1.0, T.dtype), T)
     inverse += 0.0 * T  # infinity * 0 is NaN: not a dead feature
-    dead = (T == 0) | (inverse == float("inf"))
-    inverse = tl.where(dead, 0.0, inverse)
+    return tl.where((T == 0) | (inverse == float("inf")), 0.0, inverse)
+
+
+@triton.jit
+def _feature_terms(
+    inverse, squares, present, coef, line, columns, inside, D,
+    IMPURITY: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Stores the first three rows of coef; and, over these columns, the number of live ones and the
+    sum of their impurities."""
+    ACC: tl.constexpr = inverse.dtype
+    dead = inverse == 0
     squares = tl.where(dead, 0.0, squares)
     scale = _divide(tl.full([COLS], 2.0, ACC), tl.full([COLS], D, ACC))
     if IMPURITY == 0:
@@ -42,7 +55,6 @@ def _feature_terms(
     tl.store(coef + 2 * D + columns, scale, mask=inside)
     tl.store(line, tl.sum(tl.where(dead, 0.0, 1.0).to(ACC), axis=0))
     tl.store(line + 1, tl.sum(tl.where(inside, impurity, 0.0), axis=0))
-    return inverse
 
 
 @triton.jit(do_not_specialize=["N", "S"])
@@ -68,9 +80,10 @@ def column_terms_kernel(
     squares = tl.sum(share * share, axis=0)
     if WHOLE:
         line = sums + tl.program_id(0).to(tl.int64) * (S + 2)
-        inverse = _feature_terms(
-            T, squares, present, coef, line, columns, inside, D, IMPURITY, COLS
-        )
+        inverse = _inverse(T, COLS)
+        _feature_terms(
+            inverse, squares, present, coef, line, columns, inside, D, IMPURITY, COLS
+        )  # fmt: skip
         tl.store(line + 2 + slots, tl.sum(tile * inverse[None, :], axis=1), mask=slots < S)
     else:
         line = block.to(tl.int64)
@@ -90,29 +103,24 @@ def feature_terms_kernel(
     """_feature_terms of COLS columns from `sums` of column_terms_kernel."""
     ACC: tl.constexpr = coef.dtype.element_ty
     columns, inside = _columns(tl.program_id(0), D, COLS)
-    totals = tl.zeros([LINES, COLS], dtype=ACC)
-    counts = tl.zeros([LINES], dtype=ACC)
+    T = _sum_lines(sums, 0, slot_blocks, columns, inside, D, LINES, ACC)
+    inverse = _inverse(T, COLS)
+    squares = tl.zeros([LINES, COLS], dtype=ACC)
+    present = tl.zeros([LINES], dtype=ACC)
     first = 0
     while first < slot_blocks:
         lines = first + tl.arange(0, LINES)
         there = lines < slot_blocks
-        totals += _read(sums, lines, columns, D, 1, there[:, None] & inside[None, :], ACC)
-        count = sums + 2 * slot_blocks.to(tl.int64) * D + lines
-        counts += tl.load(count, mask=there, other=0.0).to(ACC)
-        first += LINES
-    T = tl.sum(totals, axis=0)
-    squares = tl.zeros([LINES, COLS], dtype=ACC)
-    first = 0
-    while first < slot_blocks:
-        lines = first + tl.arange(0, LINES)
-        mask = (lines < slot_blocks)[:, None] & inside[None, :]
-        share = _divide(_read(sums, lines, columns, D, 1, mask, ACC), T[None, :])
-        lines += slot_blocks
-        squares += _read(sums, lines, columns, D, 1, mask, ACC) * share * share
+        mask = there[:, None] & inside[None, :]
+        share = _read(sums, lines, columns, D, 1, mask, ACC) * inverse[None, :]
+        of_slots = _read(sums, lines + slot_blocks, columns, D, 1, mask, ACC)
+        squares += of_slots * share * share
+        counts = sums + 2 * slot_blocks.to(tl.int64) * D + lines
+        present += tl.load(counts, mask=there, other=0.0).to(ACC)
         first += LINES
     line = column_sums + 2 * tl.program_id(0).to(tl.int64)
     _feature_terms(
-        T, tl.sum(squares, axis=0), tl.sum(counts, axis=0), coef, line, columns, inside, D,
+        inverse, tl.sum(squares, axis=0), tl.sum(present, axis=0), coef, line, columns, inside, D,
         IMPURITY, COLS,
     )  # fmt: skip
 
@@ -212,6 +220,16 @@ def whole_terms_kernel(
         )  # fmt: skip
 
 
+@triton.jit
+def _read_slots(table, coef, slots, block, S, D, COLS: tl.constexpr):
+    """H of the slots in a block of columns, their 1 / T, and which they are"""
+    ACC: tl.constexpr = table.dtype.element_ty
+    columns, inside = _columns(block, D, COLS)
+    inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
+    H = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
+    return H, inverse, columns, inside
+
+
 @triton.jit(do_not_specialize=["N", "S"])
 def slot_terms_kernel(
     table, index, weight, prior, coef, slot_sums, N, S, D,
@@ -222,33 +240,31 @@ def slot_terms_kernel(
     ACC: tl.constexpr = table.dtype.element_ty
     block = tl.program_id(0)
     slots = block * SLOTS + tl.arange(0, SLOTS)
-    there = slots < S
     P_sum = tl.zeros([SLOTS, COLS], dtype=ACC)
     live = tl.zeros([COLS], dtype=ACC)
     column_block = 0
+    # The next columns are on their way while these are added (see _sum_lines).
+    H, inverse, columns, inside = _read_slots(table, coef, slots, 0, S, D, COLS)
     while column_block * COLS < D:
-        columns, inside = _columns(column_block, D, COLS)
-        inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
-        mask = there[:, None] & inside[None, :]
-        P_sum += _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
+        P_sum += H * inverse[None, :]
         live += tl.where(inverse == 0, 0.0, 1.0)
         column_block += 1
+        H, inverse, columns, inside = _read_slots(table, coef, slots, column_block, S, D, COLS)
+    H, inverse, columns, inside = _read_slots(table, coef, slots, 0, S, D, COLS)
     A, divergence = _class_terms(
         tl.sum(P_sum, axis=1), tl.sum(live, axis=0), slots, index, weight, prior, N, S,
         PRIOR, PRESENT,
     )  # fmt: skip
-    tl.store(coef + 4 * D + slots, A, mask=there)
+    tl.store(coef + 4 * D + slots, A, mask=slots < S)
     part = slot_sums + tl.num_programs(0).to(tl.int64) * D + block
     tl.store(part, tl.sum(divergence, axis=0))
     column_block = 0
     while column_block * COLS < D:
-        columns, inside = _columns(column_block, D, COLS)
-        inverse = tl.load(coef + columns, mask=inside, other=0.0).to(ACC)
-        mask = there[:, None] & inside[None, :]
-        P = _read(table, slots, columns, D, 1, mask, ACC) * inverse[None, :]
-        projection = tl.where(inverse == 0, 0.0, tl.sum(A[:, None] * P, axis=0))
+        projection = tl.sum(A[:, None] * (H * inverse[None, :]), axis=0)
+        projection = tl.where(inverse == 0, 0.0, projection)
         tl.store(slot_sums + block.to(tl.int64) * D + columns, projection, mask=inside)
         column_block += 1
+        H, inverse, columns, inside = _read_slots(table, coef, slots, column_block, S, D, COLS)
 
 
 @triton.jit(do_not_specialize=["N", "S", "blocks", "slot_blocks", *_WEIGHTS])
@@ -261,14 +277,8 @@ def finish_kernel(
     ACC: tl.constexpr = coef.dtype.element_ty
     program = tl.program_id(0)
     columns, inside = _columns(program, D, COLS)
-    value = tl.zeros([LINES, COLS], dtype=ACC)
-    first = 0
-    while first < slot_blocks:
-        line = first + tl.arange(0, LINES)
-        mask = (line < slot_blocks)[:, None] & inside[None, :]
-        value += _read(slot_sums, line, columns, D, 1, mask, ACC)
-        first += LINES
-    tl.store(coef + 3 * D + columns, tl.sum(value, axis=0), mask=inside)
+    value = _sum_lines(slot_sums, 0, slot_blocks, columns, inside, D, LINES, ACC)
+    tl.store(coef + 3 * D + columns, value, mask=inside)
     if program == 0:
         live = tl.zeros([LINES], dtype=ACC)
         impurity = tl.zeros([LINES], dtype=ACC)
