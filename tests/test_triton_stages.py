@@ -2,6 +2,8 @@
 bits and launches. Under Triton's interpreter: test_triton.py runs this.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -104,10 +106,10 @@ class Launches(TorchDispatchMode):
 
     def __init__(self, monkeypatch):
         super().__init__()
-        self.names = []
+        self.names, self.launches = [], []
         for name in KERNELS.__all__:
             if name.endswith("_kernel"):
-                counted = Counted(getattr(KERNELS, name), name.removesuffix("_kernel"), self.names)
+                counted = Counted(getattr(KERNELS, name), name.removesuffix("_kernel"), self)
                 monkeypatch.setattr(KERNELS, name, counted)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -118,12 +120,13 @@ class Launches(TorchDispatchMode):
 
 
 class Counted:
-    def __init__(self, kernel, name, names):
-        self.kernel, self.name, self.names = kernel, name, names
+    def __init__(self, kernel, name, counts):
+        self.kernel, self.name, self.counts = kernel, name, counts
 
     def __getitem__(self, grid):
         def launch(*args, **options):
-            self.names.append(self.name)
+            self.counts.names.append(self.name)
+            self.counts.launches.append(partial(self.kernel[grid], *args, **options))
             with _disable_current_modes():
                 self.kernel[grid](*args, **options)
 
@@ -152,3 +155,25 @@ def test_launches(C, dtype, monkeypatch):
         launched.names.clear()
         torch.autograd.grad(penalty, x, upstream)
         assert launched.names == ["gradient"]
+
+
+@pytest.mark.parametrize("C", [5, 40])
+def test_labels_are_checked_where_launches_are_replayed(C, monkeypatch):
+    """As a CUDA graph does it: the same kernels and pointers, other labels, none of our Python."""
+    y, x = labels(20, C), features(20, 3)
+    bad_labels(x.device)
+    with Launches(monkeypatch) as launched:
+        gini, _ = disc_terms(x, y, C, backend="triton")
+    expected = gini.clone()
+    y[3], y[7] = C, -1
+    for launch in launched.launches:
+        launch()
+    with pytest.raises(IndexError, match="2 labels of a batch"):
+        backends.check_labels()
+    backends.check_labels()  # told once
+    y[:9] = 0
+    other = disc_terms(x, y, C, backend="triton").gini
+    for launch in launched.launches:
+        launch()
+    assert torch.equal(gini, other) and not torch.equal(gini, expected)
+    backends.check_labels()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from discfused.backends import _library
+from discfused.backends.bad_labels import check_labels as check_labels
 from discfused.backends.contract import Backend
 from discfused.backends.cpu import CpuBackend
 from discfused.backends.cuda import CudaBackend

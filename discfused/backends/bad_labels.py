@@ -2,7 +2,6 @@
 
 import atexit
 import ctypes
-import functools
 import sys
 
 import torch
@@ -12,10 +11,10 @@ class BadLabels:
     """How many labels of a batch were out of range, told without a synchronisation.
 
     Kernels write the number into pinned host memory, and only if there are any: no copy, no event,
-    nothing that a CUDA graph could not hold. The host looks when it comes by the next time, so the
-    error may come one call late, and after the last call when Python ends; the rows themselves
-    never count. torch._assert_async would leave the process without a usable device, and could not
-    say how many.
+    nothing that a CUDA graph could not hold, so they do in every replay of one, too. The host looks
+    when it comes by the next time, so the error may come one call late, and after the last call
+    when Python ends; the rows themselves never count. torch._assert_async would leave the process
+    without a usable device, and could not say how many.
     """
 
     def __init__(self, device: torch.device):
@@ -47,6 +46,23 @@ class BadLabels:
             self.check()
 
 
-@functools.cache
+_reports: dict[torch.device, BadLabels] = {}
+
+
 def bad_labels(device: torch.device) -> BadLabels:
-    return BadLabels(device)
+    if device not in _reports:
+        _reports[device] = BadLabels(device)
+    return _reports[device]
+
+
+def check_labels() -> None:
+    """Tell of labels out of range in what the GPUs have done so far.
+
+    Every call of the loss does this. A replay of a CUDA graph calls no Python: ask here, after
+    `torch.cuda.synchronize()` for all of it, or now and then for what is done by then.
+
+    Raises:
+        IndexError: there were some; each is told once.
+    """
+    for report in _reports.values():
+        report.check()
