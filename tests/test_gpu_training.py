@@ -11,13 +11,14 @@ import discfused
 from cases import labels, soft_labels
 from discfused import FusedDiscLoss, backends, fused_disc_loss
 from discfused.backends import triton_runtime
-from test_gpu import backend, pytestmark, step  # noqa: F401 (marks, a fixture)
+from test_gpu import DEVICE, backend, on_a_gpu, pytestmark, step  # noqa: F401 (marks, a fixture)
 
 
+@on_a_gpu
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_compile(backend, soft):  # noqa: F811
     y = soft_labels(96, 10).float() if soft else labels(96, 10)
-    logits, x, y = torch.randn(96, 10).cuda(), torch.randn(96, 40).cuda(), y.cuda()
+    logits, x, y = torch.randn(96, 10).to(DEVICE), torch.randn(96, 40).to(DEVICE), y.to(DEVICE)
 
     def loss(logits, x):
         return fused_disc_loss(logits, y, x, backend=backend)
@@ -37,18 +38,18 @@ def test_training_with_amp(backend, dtype):  # noqa: F811
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5)
-    ).cuda()
-    inputs, target = torch.randn(6, 128, 20).cuda(), torch.randint(0, 5, (6, 128)).cuda()
+    ).to(DEVICE)
+    inputs, target = torch.randn(6, 128, 20).to(DEVICE), torch.randint(0, 5, (6, 128)).to(DEVICE)
     losses = []
     for name in ("reference", backend):
         net = copy.deepcopy(model)
         criterion = FusedDiscLoss.attach(net, backend=name)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+        scaler = torch.amp.GradScaler(DEVICE, enabled=dtype == torch.float16)
         trace = []
         for batch, labels_ in zip(inputs, target, strict=True):
             optimizer.zero_grad()
-            with torch.autocast("cuda", dtype):
+            with torch.autocast(DEVICE, dtype):
                 loss = criterion(net(batch), labels_)
             assert loss.dtype == torch.float32
             scaler.scale(loss).backward()
@@ -60,11 +61,12 @@ def test_training_with_amp(backend, dtype):  # noqa: F811
 
 
 def test_eager_cross_entropy_is_left_as_it_is():
-    logits, y = torch.randn(64, 10).cuda(), torch.randint(0, 10, (64,)).cuda()
+    logits, y = torch.randn(64, 10).to(DEVICE), torch.randint(0, 10, (64,)).to(DEVICE)
     loss = fused_disc_loss(logits, y, gini_weight=0, kl_weight=0)
     assert torch.equal(loss, F.cross_entropy(logits, y))
 
 
+@on_a_gpu
 def test_warmup_leaves_nothing_to_compile():
     why = backends.get("triton").unavailable()
     if why is not None:
@@ -81,6 +83,6 @@ def test_warmup_leaves_nothing_to_compile():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for N in (250, 256, 2048, 1900):
-            x = torch.randn(N, 96, device="cuda").bfloat16()
-            step("triton", x, torch.randint(0, 50, (N,), device="cuda"), 50)
+            x = torch.randn(N, 96, device=DEVICE).bfloat16()
+            step("triton", x, torch.randint(0, 50, (N,), device=DEVICE), 50)
     assert compiled() == before
