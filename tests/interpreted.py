@@ -21,6 +21,7 @@ from discfused.backends import triton_runtime
 COLUMNS = {"COLS": 8, "LINES": 2}
 TILES = {
     "rows": ({"ROWS": 16, "CLASSES": 16},),
+    "present_rows": {"ROWS": 16, "OWN": 4},
     "sizes": {"ROWS": 4},
     "table": {"ROWS": 2, "COLS": 16},
     "gradient": {"ROWS": 2, "COLS": 16},

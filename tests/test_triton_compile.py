@@ -127,7 +127,7 @@ LOADS = {  # on their way before the first is used: of x, H or parts of sums
     "whole_terms_kernel": 4, "feature_terms_kernel": 3, "slot_terms_kernel": 4, "finish_kernel": 4,
     "soft_table_kernel": 4, "soft_gradient_kernel": 4,
 }  # fmt: skip
-FEW_BYTES = {"rows_kernel", "sizes_kernel"}  # labels, from cache
+FEW_BYTES = {"rows_kernel", "present_rows_kernel", "sizes_kernel"}  # labels, from cache
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])

@@ -13,7 +13,7 @@ from discfused import _ops, backends, disc_terms
 from discfused._definitions import accumulation_dtype
 from discfused.backends import triton_backend
 from discfused.backends.bad_labels import bad_labels
-from interpreted import KERNELS, TILES, memory, tiles  # noqa: F401 (fixtures)
+from interpreted import KERNELS, memory, tiles  # noqa: F401 (fixtures)
 
 
 def by_hand(y, w, C):
@@ -50,8 +50,6 @@ def test_rows_by_counting_and_by_sorting(C, kind, weighted, monkeypatch):
     expected = by_hand(y.tolist(), (torch.ones(35) if w is None else w).tolist(), C)
     monkeypatch.setattr(type(bad_labels(y.device)), "check", lambda self: None)
     flag = bad_labels(y.device).flag
-    if C > 1000:
-        monkeypatch.setitem(TILES, "rows", ({"ROWS": 16, "CLASSES": 1024},))
     for limit in (triton_backend.SCAN_ROWS, 0):
         monkeypatch.setattr(triton_backend, "SCAN_ROWS", limit)
         rows = _ops.named("triton").rows(y, w, C, -100, torch.float64)
@@ -149,7 +147,7 @@ def test_launches(C, dtype, monkeypatch):
     with Launches(monkeypatch) as launched:
         rows = triton.rows(y, None, C, -100, acc)
         penalty, *_ = triton.terms(x, rows, C, None, 0, 0, 0.3, 0.7)
-        assert launched.names == ["rows", "table", "fold", *TERMS[C]]
+        assert launched.names == ["rows" if C <= N else "present_rows", "table", "fold", *TERMS[C]]
     upstream = torch.ones_like(penalty)
     with launched:
         launched.names.clear()

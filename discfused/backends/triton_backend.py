@@ -102,13 +102,18 @@ class TritonBackend(GpuBackend):
             if N > SCAN_ROWS or N * C > SCAN_COMPARISONS:
                 index = triton_sorted.rows(target, sample_weight, C, ignore_index, weight, bad)
             else:
-                blocks = _fitting("rows", dtype, "ROWS", N)
+                k = kernels()
+                if C > N:
+                    blocks, kernel = _blocks("present_rows", dtype), k.present_rows_kernel
+                    programs = _cdiv(N, blocks["OWN"])
+                else:
+                    blocks, kernel = _fitting("rows", dtype, "ROWS", N), k.rows_kernel
+                    programs = _cdiv(C + 1, blocks["CLASSES"])
                 # Tensors that are not there are never read; any pointer will do.
                 given = weight if sample_weight is None else sample_weight
-                kernels().rows_kernel[(_cdiv(C + 1, blocks["CLASSES"]),)](
+                kernel[(programs,)](
                     target, target.stride(0), given, given.stride(0), index, weight, bad,
-                    N, min(N, C), C, ignore_index,
-                    PRESENT=C > N, WEIGHTED=sample_weight is not None, **blocks,
+                    N, C, ignore_index, WEIGHTED=sample_weight is not None, **blocks,
                 )  # fmt: skip
         return [index, weight]
 

@@ -3,7 +3,7 @@
 import torch
 
 from discfused.backends.triton_gradient import gradient_kernel, soft_gradient_kernel
-from discfused.backends.triton_rows import rows_kernel, sizes_kernel
+from discfused.backends.triton_rows import present_rows_kernel, rows_kernel, sizes_kernel
 from discfused.backends.triton_table import fold_kernel, soft_table_kernel, table_kernel
 from discfused.backends.triton_terms import (
     column_terms_kernel,
@@ -22,6 +22,7 @@ __all__ = [
     "finish_kernel",
     "fold_kernel",
     "gradient_kernel",
+    "present_rows_kernel",
     "rows_kernel",
     "sizes_kernel",
     "slot_terms_kernel",
@@ -42,6 +43,7 @@ _BLOCKS = {
         {"ROWS": 256, "CLASSES": 4, "num_warps": 4},
         {"ROWS": 1024, "CLASSES": 4, "num_warps": 8},
     ),
+    "present_rows": {"ROWS": 256, "OWN": 4, "num_warps": 4},
     "sizes": {"ROWS": 1024, "num_warps": 4},
     # One warp, in which each thread has columns of its own (so a sum over rows needs no exchange)
     # and all ROWS on their way: 4 KB of bfloat16 for each warp.

@@ -12,9 +12,9 @@ For N rows and S slots the stage hands on two tensors, in which these lie one af
             size       [S]      n_c of the slot's class
             total      [1]      the sum of all sizes
 
-Where C <= N a slot is a class. Else (PRESENT) S = N, and the slot of a class is where in `order`
-its rows begin, so a class of k rows is followed by k - 1 empty slots: nothing needs the
-number of classes present.
+Where C <= N a slot is a class (rows_kernel). Else S = N, and the slot of a class is where its rows
+begin in `order`, so a class of k rows is followed by k - 1 empty slots: nothing needs the number of
+classes present (present_rows_kernel).
 
 `bad` [1] gets the number of labels that are out of range, and is written only if there are any.
 """
@@ -49,13 +49,22 @@ def _classes(rows, label, w, N, C, ignore_index):
     return tl.where(inside, key, 2147483647), w, known & ~valid
 
 
-@triton.jit(do_not_specialize=["N", "S", "C", "ignore_index"])
+@triton.jit
+def _store_whole(total, whole, bad, wrong):
+    tl.store(total, tl.sum(whole, axis=0))
+    wrong_labels = tl.sum(wrong, axis=0)
+    if wrong_labels > 0:  # an earlier report must not be lost
+        tl.store(bad, wrong_labels)
+
+
+@triton.jit(do_not_specialize=["N", "C", "ignore_index"])
 def rows_kernel(
-    target, target_stride, sample_weight, weight_stride, index, weight, bad, N, S, C, ignore_index,
-    PRESENT: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    target, target_stride, sample_weight, weight_stride, index, weight, bad, N, C, ignore_index,
+    WEIGHTED: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """A program owns CLASSES classes (of C + 1) and reads all labels twice; they stay in cache.
-    Counting the rows of smaller classes gives the place of its own, so no program waits."""
+    """A program owns CLASSES classes (of C + 1: the rows that do not count have a slot of their
+    own) and reads all labels twice; they stay in cache. Counting the rows of smaller classes gives
+    the place of its own, so no program waits."""
     ACC: tl.constexpr = weight.dtype.element_ty
     program = tl.program_id(0)
     classes = program * CLASSES + tl.arange(0, CLASSES)
@@ -84,28 +93,16 @@ def rows_kernel(
         wrong += out_of_range.to(tl.int32)
 
     row_slot, start = index + N, index + 2 * N
-    slot_count, slot_class = start + S + 1, start + 2 * (S + 1)
-    row_weight, size = weight, weight + N
+    size = weight + N
     if not WEIGHTED:
         n = k.to(ACC)
-    counts = classes < C
-    slot = classes  # S = C: the rows that do not count have a slot of their own, too
-    here = classes <= C
-    if PRESENT:
-        slot = tl.where(counts, place, S)
-        here = here & ((k > 0) | (classes == C))
-    tl.store(start + slot, place, mask=here)
-    tl.store(slot_count + slot, k, mask=here)
-    here = here & counts
-    tl.store(slot_class + slot, tl.where(k > 0, classes, -1), mask=here)
-    tl.store(size + slot, n, mask=here)
+    tl.store(start + classes, place, mask=classes <= C)
+    tl.store(start + C + 1 + classes, k, mask=classes <= C)
+    tl.store(start + 2 * (C + 1) + classes, tl.where(k > 0, classes, -1), mask=classes < C)
+    tl.store(size + classes, n, mask=classes < C)
     if program == 0:
-        tl.store(size + S, tl.sum(whole, axis=0))
-        wrong_labels = tl.sum(wrong, axis=0)
-        if wrong_labels > 0:
-            tl.store(bad, wrong_labels)
+        _store_whole(size + C, whole, bad, wrong)
 
-    begin = place
     first = 0
     rows, label, w = _read_labels(
         first, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, ROWS, ACC
@@ -122,15 +119,64 @@ def rows_kernel(
         places = place[None, :] + rank - 1
         shape: tl.constexpr = [ROWS, CLASSES]
         tl.store(index + places, tl.broadcast_to(row[:, None], shape), mask=equal)
-        tl.store(row_slot + places, tl.broadcast_to(slot[None, :], shape), mask=equal)
-        tl.store(row_weight + places, tl.broadcast_to(n_row[:, None], shape), mask=equal)
-        if PRESENT:  # every place but that of a class's first row is an empty slot
-            empty = equal & ((places > begin[None, :]) | ~counts[None, :])
-            tl.store(start + places, places, mask=empty)
-            tl.store(slot_count + places, tl.zeros(shape, dtype=tl.int32), mask=empty)
-            tl.store(slot_class + places, tl.full(shape, -1, tl.int32), mask=empty)
-            tl.store(size + places, tl.zeros(shape, dtype=ACC), mask=empty)
+        tl.store(row_slot + places, tl.broadcast_to(classes[None, :], shape), mask=equal)
+        tl.store(weight + places, tl.broadcast_to(n_row[:, None], shape), mask=equal)
         place += tl.sum(equal.to(tl.int32), axis=0)
+
+
+@triton.jit(do_not_specialize=["N", "C", "ignore_index"])
+def present_rows_kernel(
+    target, target_stride, sample_weight, weight_stride, index, weight, bad, N, C, ignore_index,
+    WEIGHTED: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    """A program owns OWN rows, and compares their classes with all: how many rows are of smaller
+    ones, and how many are earlier ones of the same, is all that there is to know."""
+    ACC: tl.constexpr = weight.dtype.element_ty
+    program = tl.program_id(0)
+    own, own_label, own_w = _read_labels(
+        program * OWN, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, OWN, ACC
+    )
+    own_key, own_n, _ = _classes(own, own_label, own_w, N, C, ignore_index)
+    begin = tl.zeros([OWN], dtype=tl.int32)
+    earlier = tl.zeros([OWN], dtype=tl.int32)
+    k = tl.zeros([OWN], dtype=tl.int32)
+    n = tl.zeros([OWN], dtype=ACC)
+    left_out = tl.zeros([ROWS], dtype=tl.int32)
+    whole = tl.zeros([ROWS], dtype=ACC)
+    wrong = tl.zeros([ROWS], dtype=tl.int32)
+    first = 0
+    while first < N:
+        rows, label, w = _read_labels(
+            first, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, ROWS, ACC
+        )
+        key, n_row, out_of_range = _classes(rows, label, w, N, C, ignore_index)
+        equal = key[:, None] == own_key[None, :]
+        begin += tl.sum((key[:, None] < own_key[None, :]).to(tl.int32), axis=0)
+        earlier += tl.sum((equal & (rows[:, None] < own[None, :])).to(tl.int32), axis=0)
+        k += tl.sum(equal.to(tl.int32), axis=0)
+        n += tl.sum(tl.where(equal, n_row[:, None], 0.0), axis=0)
+        left_out += (key == C).to(tl.int32)
+        whole += n_row
+        wrong += out_of_range.to(tl.int32)
+        first += ROWS
+
+    row_slot, start = index + N, index + 2 * N
+    slot_count, slot_class = start + N + 1, start + 2 * (N + 1)
+    place = begin + earlier
+    inside = own < N
+    counts = own_key < C
+    opens = counts & (earlier == 0)
+    tl.store(index + place, own, mask=inside)
+    tl.store(row_slot + place, tl.where(counts, begin, N), mask=inside)
+    tl.store(weight + place, own_n, mask=inside)
+    tl.store(start + place, place, mask=inside)
+    tl.store(slot_count + place, tl.where(opens, k, 0), mask=inside)
+    tl.store(slot_class + place, tl.where(opens, own_key, -1), mask=inside)
+    tl.store(weight + N + place, tl.where(opens, n, 0.0), mask=inside)
+    if program == 0:
+        tl.store(start + N, N - tl.sum(left_out, axis=0))
+        tl.store(slot_count + N, tl.sum(left_out, axis=0))
+        _store_whole(weight + 2 * N, whole, bad, wrong)
 
 
 @triton.jit(do_not_specialize=["N", "S"])
