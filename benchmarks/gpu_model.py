@@ -1,0 +1,124 @@
+"""What the GPU backends' kernels must cost on an H100, computed from their compiled code.
+
+python -m benchmarks.gpu_model > docs/gpu-model.md
+
+Nothing here was measured: every figure is computed, from the launches of the backend's own host
+code on tensors without data, and from what the compilers made of the kernels for sm_90.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import CALTECH, FEW_ROWS, IMAGENET, LARGE, Case
+from benchmarks.launches import Launch, compiled_code, launches
+from benchmarks.sass import Code, codes
+
+CASES = [case._replace(dtype="bfloat16") for case in (LARGE, IMAGENET, CALTECH, FEW_ROWS)]
+BYTES_A_SECOND = 3.35e12  # of an H100 SXM's memory, as NVIDIA publishes it
+# In C++, a kernel and the type that it is made for
+KERNEL = re.compile(r"\d([a-z_]+_kernel)I(?:N3c10\d)?(f|d|Half|BFloat16)E")
+DTYPES = {"f": "float32", "d": "float64", "Half": "float16", "BFloat16": "bfloat16"}
+USE = tuple(f"computed {name}" for name in ("registers", "blocks", "loads", "bytes in flight"))
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+
+TERABYTES = BYTES_A_SECOND / 1e12
+HEAD = f"""\
+# The GPU kernels, computed
+
+Computed, never measured: by `python -m benchmarks.gpu_model > docs/gpu-model.md`, without a GPU.
+
+- **computed bytes**: of all tensors that a kernel is given, each once, for classes of equal size.
+  What one kernel has just written the next may find in the L2 cache (50 MB): fewer cross memory.
+- **computed time**: what these bytes take at the {TERABYTES:.2f} TB/s that are published of
+  an H100. No kernel reaches that; launches and latency come on top.
+- **least**: x once forward; backward x once, and its gradient once.
+- **registers** of a thread, **blocks** that a multiprocessor holds at a time, **loads** from global
+  memory that a thread has on its way before the first is used, in the loop that is worst at it, and
+  **bytes in flight** on a multiprocessor that is full: computed from the code that Triton and nvcc
+  compile for sm_90. {TERABYTES:.2f} TB/s at a latency of 0.7 microseconds want about 18,000.
+"""
+
+
+def microseconds(count: int) -> str:
+    return f"{count / BYTES_A_SECOND * 1e6:.2f} us"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def table(*columns: str) -> list[str]:
+    return [row(*columns), row(*["---"] * len(columns))]
+
+
+def use(code: Code) -> list[str]:
+    return [
+        f"{number:,}" for number in (code.registers, code.blocks, code.loads, code.bytes_in_flight)
+    ]
+
+
+def of_case(case: Case) -> list[str]:
+    """Triton's launches, one a line, and their sums beside the least."""
+    stages = launches(case.N, case.D, case.C, getattr(torch, case.dtype))
+    lines = [
+        f"\n## {case.N} x {case.D}, {case.C} classes, {case.dtype}: triton\n",
+        *table("kernel", "programs", "threads", "computed bytes", "computed time", *USE),
+    ]
+    for launch in [launch for stage in stages for launch in stage]:
+        lines.append(row(*work(launch), *use(compiled_code(launch))))
+    return [*lines, "", *sums(case, stages)]
+
+
+# Neither this nor `sums` needs a compiler.
+def work(launch: Launch) -> list[str]:
+    return [
+        f"`{launch.kernel}`", f"{launch.grid:,}", str(32 * launch.options["num_warps"]),
+        f"{launch.bytes():,}", microseconds(launch.bytes()),
+    ]  # fmt: skip
+
+
+def sums(case: Case, stages: tuple[list[Launch], list[Launch]]) -> list[str]:
+    lines = table("direction", "launches", "computed bytes", "computed time",
+                  "computed least bytes", "computed least time")  # fmt: skip
+    both = (*stages, [launch for stage in stages for launch in stage])
+    for (direction, least), stage in zip(case.least_bytes().items(), both, strict=True):
+        count = sum(launch.bytes() for launch in stage)
+        lines.append(row(direction, len(stage), f"{count:,}", microseconds(count), f"{least:,}",
+                         microseconds(least)))  # fmt: skip
+    return lines
+
+
+def of_cuda(nvcc: str) -> list[str]:
+    """All kernels of csrc/cuda."""
+    from torch.utils.cpp_extension import include_paths
+
+    lines = ["\n## Every kernel: cuda\n",
+             *table("kernel", *USE)]  # fmt: skip
+    includes = [f"-I{path}" for path in (CSRC, *include_paths())]
+    for source in sorted((CSRC / "cuda").glob("*.cu")):
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            command = [nvcc, "-O3", "-std=c++17", "-arch=sm_90", "-cubin", *includes]
+            subprocess.run([*command, "-o", file.name, str(source)], check=True)
+            for mangled, code in sorted(codes(Path(file.name), 256).items()):
+                name, dtype = KERNEL.search(mangled).groups()
+                lines.append(row(f"`{name}` {DTYPES[dtype]}", *use(code)))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nvcc", default="nvcc", help="of CUDA 12 or 13 (default: %(default)s)")
+    options = parser.parse_args()
+    print(HEAD.rstrip("\n"))
+    for case in CASES:
+        print(*of_case(case), sep="\n")
+    print(*of_cuda(options.nvcc), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

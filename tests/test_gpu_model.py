@@ -1,0 +1,48 @@
+"""docs/gpu-model.md says what the kernels of today are computed to cost."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: nothing can be compiled", allow_module_level=True)
+pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+
+import torch
+
+from benchmarks import gpu_model
+from benchmarks.launches import launches
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = (ROOT / "docs/gpu-model.md").read_text()
+FIX = "stale: python -m benchmarks.gpu_model > docs/gpu-model.md"
+
+
+@pytest.mark.parametrize("case", gpu_model.CASES, ids=lambda case: case.name)
+def test_launches_and_bytes_are_those_of_the_code(case):
+    """All but what only the compilers know, which changes with their releases."""
+    section = next(
+        part for part in DOCUMENT.split("\n## ") if part.startswith(f"{case.N} x {case.D},")
+    )
+    stages = launches(case.N, case.D, case.C, getattr(torch, case.dtype))
+    expected = [gpu_model.row(*gpu_model.work(one)) for stage in stages for one in stage]
+    shown = [line for line in section.splitlines() if line.startswith("| `")]
+    assert len(shown) == len(expected)
+    assert all(map(str.startswith, shown, (line.removesuffix("|") for line in expected))), FIX
+    assert section.strip().endswith("\n".join(gpu_model.sums(case, stages))), FIX
+
+
+def test_every_kernel_of_cuda_is_there():
+    _, table = DOCUMENT.split("## Every kernel: cuda")
+    sources = "".join(path.read_text() for path in (ROOT / "csrc/cuda").glob("*.cu"))
+    kernels = set(re.findall(r"__global__ .*?(\w+_kernel)\(", sources, re.DOTALL))
+    assert set(re.findall(r"`(\w+)`", table)) == kernels, FIX
+
+
+def test_nothing_is_called_measured():
+    assert DOCUMENT.startswith(gpu_model.HEAD)
+    assert DOCUMENT.count("measured") == DOCUMENT.count("never measured") == 1
+    for line in re.findall(r"^\|.*(?:bytes|time|registers).*$", DOCUMENT, re.MULTILINE):
+        assert "computed" in line, line
