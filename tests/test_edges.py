@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cases import LABELS, features, labels, soft_labels
-from discfused import disc_terms, fused_disc_loss
+from discfused import _ops, disc_terms, fused_disc_loss
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT
 from formulas import answer
 
@@ -125,6 +125,14 @@ def test_nothing_to_say(backend, case, num_classes, prior, impurity):
     values, gradients = terms_and_gradients(x, y, backend, num_classes, **options)
     assert values.tolist() == [0, 0]
     assert not gradients.any()
+
+
+@pytest.mark.parametrize("rows", [0, N])
+def test_the_scalars_are_tensors_of_their_own(fused_backend, rows):
+    operators, x = _ops.named(fused_backend), torch.rand(rows, D)
+    index = operators.rows(labels(rows, C), None, C, -100, torch.float32)
+    scalars = operators.terms(x, index, C, None, 0, 0, 0.5, 0.5)[:3]
+    assert len({scalar.data_ptr() for scalar in scalars}) == 3
 
 
 @pytest.mark.parametrize("num_classes", [C, 500])

@@ -25,6 +25,7 @@ from test_class_sums import (  # noqa: F401
 )
 from test_edges import (  # noqa: F401 (collected here, with the fixture `backend` below)
     test_features_at_the_ends_of_half_precision_are_finite,
+    test_the_scalars_are_tensors_of_their_own,
     test_units_of_features_and_weights_change_nothing,
     test_zeros_in_a_divergence,
 )
