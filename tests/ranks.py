@@ -245,3 +245,23 @@ def collectives_and_running_sums(rank: int) -> None:
     collectives(rank)
     dist.barrier()
     running(rank)
+
+
+def metric(rank: int) -> None:
+    """The numbers of batches in several processes, one of them without any, are those of all rows
+    in one; also after one batch more."""
+    from discfused.metrics import FeatureDiscriminability, feature_discriminability
+
+    x, y = torch.randn(16, 6).relu(), torch.randint(0, 4, (16,))
+    own_metric = FeatureDiscriminability(4, 6)
+    for rows in (own(rank), slice(None)):
+        if len(x[rows]):
+            own_metric.update(x[rows], y[rows])
+        got = own_metric.compute()
+        more = 0 if rows == own(rank) else dist.get_world_size()
+        n = sum(BATCHES[: dist.get_world_size()])
+        expected = feature_discriminability(
+            torch.cat([x[:n], *[x] * more]), torch.cat([y[:n], *[y] * more]), 4
+        )
+        for name, value in expected._asdict().items():
+            torch.testing.assert_close(getattr(got, name), value, rtol=1e-5, atol=1e-6)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
     [
         (ranks.one_batch, 4),
         (ranks.collectives_and_running_sums, 2),
+        (ranks.metric, 3),
         pytest.param(ranks.wrapped, 3, marks=pytest.mark.slow),
         pytest.param(ranks.compiled_group, 2, marks=pytest.mark.slow),
     ],

@@ -16,14 +16,19 @@ ROWS = [
     ["cli.py", "__main__.py"],
     ["recipes/", "doctor.py"],
     ["__init__.py"],
+    ["metrics.py"],
     ["running.py"],
     ["modules.py"],
     ["tap/", "functional.py"],
+    ["_discriminability.py"],
     ["_terms.py"],
     ["_ops.py"],
     ["_cross_entropy.py", "_inputs.py", "reference.py", "backends/"],
-    ["_class_sums.py", "_commit.py", "_definitions.py", "_version.py"],
+    ["_class_sums.py", "_commit.py", "_definitions.py", "_extras.py", "_version.py"],
 ]
+
+# What needs the packages of the extra `inspect`; nothing of the core imports it.
+OPTIONAL = ["metrics.py"]
 
 
 def row(path: str) -> int:
@@ -67,10 +72,11 @@ def test_only_the_choice_of_a_backend_imports_the_reference():
     assert users == {"_terms.py"}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if row(path) > 1])
+@pytest.mark.parametrize("path", [path for path in FILES if row(path) > 1 and path not in OPTIONAL])
 def test_the_core_needs_torch_alone(path):
     allowed = {"discfused", "torch", *sys.stdlib_module_names}
     if path.startswith("backends/triton_"):  # imported only when Triton is about to run
         allowed.add("triton")
     for module, top in imported(path):
         assert not top or module.split(".")[0] in allowed, f"{path} imports {module}"
+        assert file_of(module) not in OPTIONAL, f"{path} imports {module}"
