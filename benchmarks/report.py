@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.stored import RESULTS, ROOT, Results, dump, load
-from discfused.recipes._files import write_atomically
+from discfused._files import write_atomically
 
 PAGES = {ROOT / "README.md": tables.brief, ROOT / "docs" / "benchmarks.md": tables.summary}
 

@@ -12,8 +12,8 @@ pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
 pytest.importorskip("matplotlib", reason="the demo draws with matplotlib")
 
 from discfused import cli
+from discfused._files import require_writable
 from discfused.recipes import demo, demo_picture, demo_report
-from discfused.recipes._files import require_writable
 from discfused.recipes._paired import paired
 from discfused.recipes.demo_data import SETUPS, Measured, Run, Setup, split
 

@@ -24,7 +24,8 @@ ROWS = [
     ["_terms.py"],
     ["_ops.py"],
     ["_cross_entropy.py", "_inputs.py", "reference.py", "backends/"],
-    ["_class_sums.py", "_commit.py", "_definitions.py", "_extras.py", "_version.py"],
+    ["_class_sums.py", "_commit.py", "_definitions.py", "_extras.py", "_files.py",
+     "_interrupt.py", "_version.py"],
 ]
 
 # What needs the packages of the extra `inspect`; nothing of the core imports it.

@@ -29,8 +29,8 @@ from torch.optim.lr_scheduler import LambdaLR
 import discfused
 from discfused import FeatureTap, FusedDiscLoss, _inputs, backends, class_histogram, disc_terms
 from discfused._definitions import IMPURITIES
+from discfused._files import require_writable, write_atomically
 from discfused.recipes import demo_picture, demo_report
-from discfused.recipes._files import require_writable, write_atomically
 from discfused.recipes.demo_data import (
     CLASSES,
     NETWORKS,

@@ -25,8 +25,8 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 import discfused
+from discfused._files import write_atomically
 from discfused.backends import _library
-from discfused.recipes._files import write_atomically
 from discfused.recipes.options import Options, identity
 
 PACKAGES = ("torchvision", "lightning", "transformers", "torchmetrics")

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from discfused.recipes._files import write_atomically
+from discfused._files import write_atomically
 
 COMMITTED = Path(__file__).with_name("caltech101_split.json")
 SEED, TRAIN, TEST = 0, 30, 50

@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")  # writes files, with or without a screen
 import matplotlib.pyplot as plt
 
-from discfused.recipes._files import write_atomically
+from discfused._files import write_atomically
 from discfused.recipes._paired import Paired, paired
 from discfused.recipes.options import LOSSES
 from discfused.recipes.records import RESULT, read_rows

@@ -24,8 +24,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from discfused import FeatureTap, FusedDiscLoss
+from discfused._files import write_atomically
+from discfused._interrupt import Watch
 from discfused.recipes import data, evaluate, interrupt, models, optimization, records
-from discfused.recipes._files import write_atomically
 from discfused.recipes.options import Options, identity
 
 TEST_BATCH = 256
@@ -154,7 +155,7 @@ class Training:
         began = time.perf_counter() - self.seconds
         try:
             with (
-                interrupt.Watch(alone=fabric.world_size == 1) as watch,
+                Watch(alone=fabric.world_size == 1) as watch,
                 FeatureTap(self.network, loss.layers, capture=loss.capture) as tap,
                 bar,
             ):
