@@ -10,6 +10,7 @@ from discfused.functional import (
     disc_terms,
     fused_disc_loss,
 )
+from discfused.inspection import report
 from discfused.modules import FusedDiscLoss
 from discfused.running import RunningDiscLoss
 from discfused.tap import FeatureTap
@@ -25,5 +26,6 @@ __all__ = [
     "class_sums",
     "disc_terms",
     "fused_disc_loss",
+    "report",
     "warmup",
 ]

@@ -56,10 +56,10 @@ class Discriminability(NamedTuple):
         live = self.live
         numbers = {
             "mean_gini": self.mean_gini,
+            "mean_effective_classes": self.effective_classes[live].mean(),
+            "mean_selectivity": self.selectivity[live].mean(),
             "kl": self.kl,
-            "effective_classes": self.effective_classes[live].mean(),
-            "selectivity": self.selectivity[live].mean(),
-            "live": live.float().mean(),
+            "live_share": live.float().mean(),
             "classes_without_feature": self.classes_without_feature,
         }
         values = torch.stack([number.double().cpu() for number in numbers.values()])

@@ -121,9 +121,9 @@ def test_the_summary():
     assert summary == {
         "mean_gini": pytest.approx(expected["mean_gini"]),
         "kl": pytest.approx(expected["kl"], rel=1e-4),
-        "effective_classes": pytest.approx(expected["effective_classes"][live].mean()),
-        "selectivity": pytest.approx(expected["selectivity"][live].mean()),
-        "live": pytest.approx((D - 1) / D),
+        "mean_effective_classes": pytest.approx(expected["effective_classes"][live].mean()),
+        "mean_selectivity": pytest.approx(expected["selectivity"][live].mean()),
+        "live_share": pytest.approx((D - 1) / D),
         "classes_without_feature": expected["classes_without_feature"],
     }
 

@@ -72,6 +72,7 @@ def test_the_pure_wheel(tmp_path):
     names = {str(path.relative_to(site)) for path in site.rglob("*.*")}
     assert {
         "discfused/backends/_library.py",
+        "discfused/inspection/report.html.jinja",
         "discfused/recipes/digits.yaml",
         "discfused/recipes/caltech101_split.json",
     } <= names
@@ -115,6 +116,7 @@ def test_the_sdist_holds_what_the_build_and_the_tests_need(tmp_path):
             if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
                 assert str(path.relative_to(ROOT)) in packed
     assert {"setup.py", "pyproject.toml", "conftest.py", "LICENSE", "README.md"} <= packed
+    assert "discfused/inspection/report.html.jinja" in packed
 
 
 @pytest.mark.slow

@@ -192,6 +192,12 @@ class FeatureTap:
             )
         )
 
+    @property
+    def names(self) -> list[str]:
+        """What is tapped; empty while the classifier is not known."""
+        prefix = "input of " if self._capture == "input" else ""
+        return [prefix + name for name in self._names]
+
     def remove(self) -> None:
         """Takes the hooks off: the model is as it was before."""
         self._handles.remove()

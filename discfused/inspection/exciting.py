@@ -1,0 +1,74 @@
+"""Which samples excite every feature most, and small pictures of them."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KEPT = 6  # samples of each feature
+PIXELS = 64  # the longer side of a picture
+
+
+class Example(NamedTuple):
+    sample: int  # its number in the data
+    label: int
+    activation: float
+    picture: Tensor | None  # [h, w, 3] uint8
+
+
+class MostExciting:
+    """The samples with the largest phi(x_ij) of each feature j, whatever order they come in.
+
+    It keeps KEPT * D activations, and at most as many pictures.
+    """
+
+    def __init__(self, num_features: int):
+        self._activations = torch.full((KEPT, num_features), -1.0)
+        self._samples = torch.full((KEPT, num_features), -1)
+        self._labels: dict[int, int] = {}
+        self.pictures: dict[int, Tensor] = {}
+
+    def update(self, x: Tensor, target: Tensor, images: Tensor | None, first: int) -> None:
+        """x: [N, D], activated. `first`: the number of the first sample."""
+        labels = target if target.dim() == 1 else target.argmax(1)
+        x = torch.where(labels[:, None] < 0, -1.0, x)  # ignored rows excite nothing
+        # All that can be among the largest, before anything leaves the device.
+        largest, rows = x.topk(min(KEPT, len(x)), dim=0)
+        activations = torch.cat([self._activations, largest.cpu()])
+        samples = torch.cat([self._samples, first + rows.cpu()])
+        self._activations, chosen = activations.topk(KEPT, dim=0)
+        self._samples = samples.gather(0, chosen)
+        wanted = set(self._samples[self._activations > 0].tolist())
+        for sample in self._labels.keys() - wanted:
+            del self._labels[sample]
+            self.pictures.pop(sample, None)
+        new = sorted(sample for sample in wanted if sample >= first)
+        labels = labels.cpu()
+        self._labels.update((sample, int(labels[sample - first])) for sample in new)
+        if images is not None and new:
+            pictures = _pictures(images[[sample - first for sample in new]])
+            # Clones: a view would keep the others.
+            self.pictures.update((s, p.clone()) for s, p in zip(new, pictures, strict=True))
+
+    def of(self, feature: int) -> list[Example]:
+        """The most exciting first; none where the feature never fired."""
+        columns = self._samples[:, feature].tolist(), self._activations[:, feature].tolist()
+        return [
+            Example(sample, self._labels[sample], activation, self.pictures.get(sample))
+            for sample, activation in zip(*columns, strict=True)
+            if activation > 0
+        ]
+
+
+def _pictures(images: Tensor) -> Tensor:
+    """[N, h, w, 3] uint8, each image stretched from its darkest to its brightest number: how it was
+    normalised is not known."""
+    x = images.detach().float()
+    longest = max(x.shape[2:])
+    if longest > PIXELS:
+        size = [max(1, round(side * PIXELS / longest)) for side in x.shape[2:]]
+        x = F.interpolate(x, size, mode="bilinear", antialias=True)
+    low, high = (bound(x, (1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
+    x = ((x - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8).cpu()
+    return x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
