@@ -1,4 +1,5 @@
-"""`discfused train`, `sweep` and `table`: what they take, and what they say when it is wrong.
+"""`discfused train`, `sweep`, `table`, `inspect`: what they take, and what they say when it is
+wrong.
 
 Nothing here needs the packages of the recipes until a command runs.
 """
@@ -33,7 +34,7 @@ RECIPE_OF = {"cifar10": "cifar100", "fashionmnist": "cifar100"}
 
 
 def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """The three commands; `add(name, run, text)` makes a parser for one."""
+    """The four commands; `add(name, run, text)` makes a parser for one."""
     train = add("train", run_train, "train one network by a recipe, and test it")
     train.add_argument("--data", choices=DATASETS, help="data set; its recipe is the default "
                        "(cifar10 and fashionmnist: that of cifar100)")  # fmt: skip
@@ -57,21 +58,40 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
     table = add("table", run_table, "Markdown and picture of all the runs in a folder")
     table.add_argument("folder", type=Path, metavar="DIR")
 
+    inspect = add("inspect", run_inspect, "see what the features of a run learned: a page, figures "
+                  "and numbers")  # fmt: skip
+    inspect.add_argument("--checkpoint", type=Path, required=True, metavar="RUN",
+                         help="folder of a run of train or sweep")  # fmt: skip
+    inspect.add_argument("--compare", type=Path, action="append", default=[], metavar="RUN",
+                         help="another one, shown beside it; may be repeated")  # fmt: skip
+    inspect.add_argument("--data", choices=DATASETS, help="default: what the run was tested on")
+    inspect.add_argument("--part", choices=("test", "validation", "train"), default="test",
+                         help="of the data (default: %(default)s)")  # fmt: skip
+    inspect.add_argument("--layers", nargs="+", metavar="NAME", help="in order; default: what the "
+                         "run tapped, and of ResNets the stages before it")  # fmt: skip
+    inspect.add_argument("--batch-size", type=int, default=256, metavar="B")
+    _add_data(inspect)
+    inspect.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/report")
+
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--impurity", choices=IMPURITIES, help="the term that --loss calls gini")
-    command.add_argument("--data-root", metavar="DIR", help="folder that holds the unpacked data")
-    command.add_argument("--download", action="store_true", default=None, help="fetch it there")
+    _add_data(command)
     command.add_argument("--epochs", type=int, metavar="E")
     command.add_argument("--max-steps", type=int, metavar="N", help="stop early")
     command.add_argument("--batch-size", type=int, metavar="B", help="of each process")
-    command.add_argument("--workers", type=int, metavar="W", help="processes that prepare batches")
     command.add_argument("--accelerator", choices=("auto", "cpu", "gpu", "mps"))
     command.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE",
                          help="any option of the recipe by its dotted name, such as "
                          "loss.gini_weight=0.1")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="DIR", help="where results go "
                          "(default: below runs/)")  # fmt: skip
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-root", metavar="DIR", help="folder that holds the unpacked data")
+    command.add_argument("--download", action="store_true", default=None, help="fetch it there")
+    command.add_argument("--workers", type=int, metavar="W", help="processes that prepare batches")
 
 
 def run_train(given: argparse.Namespace) -> int:
@@ -126,10 +146,32 @@ def run_table(given: argparse.Namespace) -> int:
     return _attempt(act)
 
 
+def run_inspect(given: argparse.Namespace) -> int:
+    def act() -> int:
+        from discfused.recipes import inspect
+
+        if given.batch_size < 1:
+            raise ValueError(f"--batch-size is {given.batch_size}, expected at least 1")
+        changes = {name: value for name, value in _flags(given).items() if name.startswith("data.")}
+        if given.data:
+            changes["data.name"] = given.data
+        folders = [given.checkpoint, *given.compare]
+        options = inspect.Inspection(folders, changes, given.part, given.layers, given.batch_size)
+        out = given.out or given.checkpoint / "report"
+        report = inspect.inspect(options, out)
+        print(f"{report}\n{out}: report.html, figures and numbers")
+        return 130 if report.partial else 0
+
+    return _attempt(act)
+
+
 def _changes(given: argparse.Namespace) -> dict[str, object]:
-    changes = _values("--set", given.set)
-    flags = {FLAGS[flag]: value for flag, value in vars(given).items() if flag in FLAGS}
-    return changes | {name: value for name, value in flags.items() if value is not None}
+    return _values("--set", given.set) | _flags(given)
+
+
+def _flags(given: argparse.Namespace) -> dict[str, object]:
+    return {FLAGS[flag]: value for flag, value in vars(given).items()
+            if flag in FLAGS and value is not None}  # fmt: skip
 
 
 def _values(flag: str, given: list[str]) -> dict[str, object]:
@@ -144,7 +186,7 @@ def _values(flag: str, given: list[str]) -> dict[str, object]:
     return values
 
 
-def _attempt(act: Callable[[], None]) -> int:
+def _attempt(act: Callable[[], int | None]) -> int:
     """Runs a command: mistakes of its user end it with one line, and no traceback."""
     try:
         import yaml
@@ -153,7 +195,7 @@ def _attempt(act: Callable[[], None]) -> int:
     except ImportError as error:
         return _say_what_to_install(error)
     try:
-        act()
+        return act() or 0
     except ImportError as error:
         return _say_what_to_install(error)
     except interrupt.Interrupted as error:
@@ -165,7 +207,6 @@ def _attempt(act: Callable[[], None]) -> int:
     ) as error:  # fmt: skip
         print(f"discfused: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _say_what_to_install(error: ImportError) -> int:

@@ -36,7 +36,8 @@ COLUMNS = {
     "validation": ON_IMAGES,
     "test": ON_IMAGES,
 }
-RESULT, CHECKPOINT, WEIGHTS = "result.jsonl", "checkpoint.pt", "weights.pt"
+RECIPE, RESULT = "recipe.yaml", "result.jsonl"
+CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.pt"
 
 
 def name(options: Options) -> str:
@@ -109,7 +110,7 @@ def checkpoint(folder: Path, options: Options, processes: int) -> dict | OtherRu
 
 def describe(options: Options, folder: Path, device: torch.device, world_size: int) -> None:
     recipe = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
-    write_atomically(folder / "recipe.yaml", lambda path: path.write_text(recipe))
+    write_atomically(folder / RECIPE, lambda path: path.write_text(recipe))
     described = json.dumps(environment(device, world_size), indent=1) + "\n"
     write_atomically(folder / "environment.json", lambda path: path.write_text(described))
 

@@ -1,0 +1,108 @@
+"""`discfused inspect`: what the features of runs learned, on the images that each was tested on."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from discfused._files import require_writable
+from discfused.inspection.measure import Run, measure
+from discfused.inspection.page import Report
+from discfused.recipes import data, models, records
+from discfused.recipes.options import Options, parse, read
+
+STAGES = "layer1", "layer2", "layer3", "layer4"  # of ResNets; the last feeds the classifier
+
+
+class Inspection(NamedTuple):
+    folders: Sequence[Path]  # of runs
+    changes: dict[str, object]  # {dotted name: value} of data.*, in place of the run's own
+    part: str
+    layers: Sequence[str] | None  # None: the stages of a ResNet; else what the run tapped
+    batch_size: int
+
+
+def inspect(options: Inspection, out: Path) -> Report:
+    """Writes the report into a folder. A run that was stopped early is the last one in it.
+
+    Raises:
+        FileNotFoundError: a folder holds no run.
+        ValueError: runs on other classes, or without such a part.
+    """
+    recipes = [_recipe(folder, options.changes) for folder in options.folders]
+    require_writable("out", out)
+    runs: list[Run] = []
+    for folder, recipe in zip(options.folders, recipes, strict=True):
+        runs.append(_run(folder, recipe, options))
+        if runs[-1].partial:
+            break
+    report = Report(runs)
+    report.save(out)
+    return report
+
+
+def _recipe(folder: Path, changes: dict[str, object]) -> Options:
+    path = folder / records.RECIPE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {records.RECIPE}: expected the folder of a run "
+                                "of `discfused train` or `discfused sweep`")  # fmt: skip
+    return parse(read(path), {"data.cache": False, **changes})  # each image is looked at once
+
+
+def _run(folder: Path, recipe: Options, options: Inspection) -> Run:
+    parts = data.load(recipe.data, recipe.seed)
+    images = getattr(parts, options.part)
+    if images is None:
+        raise ValueError(f"part is {options.part!r}, but the run in {folder} held no images out: "
+                         "expected test or train")  # fmt: skip
+    images.transform = parts.test.transform  # without augmentation
+    loader = data.loader(images, data.in_order(images, options.batch_size), recipe.data.workers)
+    loss = recipe.loss
+    layers = options.layers or loss.layers
+    if layers is None and recipe.model.name.startswith("resnet"):
+        layers = STAGES
+    return measure(
+        _network(folder, recipe, len(parts.classes)),
+        loader,
+        layers,
+        name=folder.resolve().name,
+        class_names=parts.classes,
+        capture="output" if options.layers else loss.capture,
+        feature_dim=loss.feature_dim if layers else None,
+        activation=loss.activation,
+        prior=loss.prior,
+        backend=loss.backend,
+    )
+
+
+def _network(folder: Path, recipe: Options, num_classes: int) -> nn.Module:
+    """With the weights that were tested; while the run goes on, with those of its checkpoint."""
+    own = dataclasses.replace(recipe.model, pretrained=False)  # of the same form, and no download
+    network = models.build(own, num_classes, recipe.data.image_size)
+    weights, checkpoint = folder / records.WEIGHTS, folder / records.CHECKPOINT
+    if weights.exists():
+        state = _load(weights)
+    elif checkpoint.exists():
+        saved = _load(checkpoint)
+        state = saved["network"]
+        if saved["average"] is not None:
+            prefix = "module."
+            state = {name.removeprefix(prefix): tensor for name, tensor in saved["average"].items()
+                     if name.startswith(prefix)}  # fmt: skip
+    else:
+        raise FileNotFoundError(f"{folder} holds neither {records.WEIGHTS} nor "
+                                f"{records.CHECKPOINT}: the run has not come to its first "
+                                "checkpoint")  # fmt: skip
+    classes = [*state.values()][-1].shape[0]  # the classifier comes last
+    if classes != num_classes:
+        raise ValueError(f"data is {recipe.data.name!r} with {num_classes} classes, but the run in "
+                         f"{folder} has {classes}: name data with as many")  # fmt: skip
+    network.load_state_dict(state)
+    return network.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
