@@ -16,6 +16,7 @@ ROWS = [
     ["cli.py", "__main__.py"],
     ["recipes/", "doctor.py"],
     ["__init__.py"],
+    ["lightning.py"],
     ["inspection/"],
     ["metrics.py"],
     ["running.py"],
@@ -37,7 +38,7 @@ ROWS = [
 ]
 
 # What needs the packages of the extra `inspect`; nothing of the core imports it.
-OPTIONAL = ["metrics.py", *(f"inspection/{name}.py" for name in
+OPTIONAL = ["lightning.py", "metrics.py", *(f"inspection/{name}.py" for name in
                             ("exciting", "figures", "measure", "page"))]  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def measure(
                     output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
                     pooled = _inputs.layers(tap.take(output), feature_dim, activation)
                     if not metrics:
-                        C = _inputs.integer("num_classes", num_classes or _classes(output))
+                        C = _inputs.integer("num_classes", num_classes or classes_of(output))
                         metrics = [FeatureDiscriminability(C, x.shape[1], **options).to(x.device)
                                    for x in pooled]  # fmt: skip
                         exciting = MostExciting(pooled[-1].shape[1])
@@ -133,7 +133,7 @@ def images_of(inputs: Any) -> Tensor | None:
     )
 
 
-def _classes(output: Any) -> int:
+def classes_of(output: Any) -> int:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise ValueError(
