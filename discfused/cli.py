@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
                       help="what the Gini term is (default: %(default)s)")  # fmt: skip
     demo.add_argument("--backend", metavar="NAME", help="see doctor (default: the fastest on CPU)")
     demo.add_argument("--out", type=Path, default=Path("discfused-demo"), metavar="DIR",
-                      help="where the picture goes (default: %(default)s)")  # fmt: skip
+                      help="where picture and report go (default: %(default)s)")  # fmt: skip
     demo.add_argument("--json", type=Path, metavar="FILE", help="write all runs there")
     commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)

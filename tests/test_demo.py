@@ -9,13 +9,14 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
-pytest.importorskip("matplotlib", reason="the demo draws with matplotlib")
-
+import report_cases  # noqa: F401  # skips where the packages of the report are missing
 from discfused import cli
 from discfused._files import require_writable
+from discfused.inspection import measure
+from discfused.metrics import feature_discriminability
 from discfused.recipes import demo, demo_picture, demo_report
 from discfused.recipes._paired import paired
-from discfused.recipes.demo_data import SETUPS, Measured, Run, Setup, split
+from discfused.recipes.demo_data import NAMES, SETUPS, Run, Setup, split
 
 
 def run(tmp_path, *arguments):
@@ -23,7 +24,8 @@ def run(tmp_path, *arguments):
     out, file = tmp_path / "out", tmp_path / "runs.json"
     given = ["--images", "2", "--epochs", "1", "--out", str(out), "--json", str(file), *arguments]
     assert cli.main(["demo", *given]) == 0
-    assert [path.name for path in out.iterdir()] == [demo.PICTURE]  # no temporary file stays
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]  # no temporary
+    assert {demo.PICTURE, "report.html", "heat-map.png"} < {path.name for path in out.iterdir()}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs.json"]
     return json.loads(file.read_text())
 
@@ -40,6 +42,12 @@ def test_the_features_speak_for_fewer_digits_and_it_says_so(tmp_path, capsys):
     assert printed.count("| - | undecided |") == len(SETUPS) - 3  # one pair each
     picture = (tmp_path / "out" / demo.PICTURE).read_bytes()
     assert picture.startswith(b"\x89PNG") and 20_000 < len(picture) < 200_000
+    shown = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
+    assert [of_loss["name"] for of_loss in shown] == [*NAMES.values()]
+    for of_loss, loss in zip(shown[1:], ("ce", "ce+gini+kl"), strict=True):
+        assert of_loss["samples"] == 1797 - 60
+        gini = of_loss["layers"][0]["summary"]["mean_gini"]
+        assert gini == pytest.approx(found[loss]["gini"], abs=1e-5)
 
 
 def test_the_losses_of_a_seed_differ_in_nothing_else(tmp_path):
@@ -195,17 +203,8 @@ def test_verdict(differences, verdict):
 # --- the picture ----------------------------------------------------------------------------------
 
 
-def test_features_are_ordered_by_their_class_and_then_by_purity():
-    nan = float("nan")
-    # columns: class 1 with 3/4, class 0 with 2/3, class 1 alone, not a number
-    H = torch.tensor([[1.0, 4.0, 0.0, nan], [3.0, 2.0, 5.0, nan]])
-    P, favourite = demo_picture.favourites(H)
-    assert favourite.tolist() == [0, 1, 1]
-    torch.testing.assert_close(P, torch.tensor([[2 / 3, 0, 1 / 4], [1 / 3, 1, 3 / 4]]))
-
-
 def test_the_picture_of_features_that_are_all_dead(tmp_path):
-    dead = Measured(10.0, 0.0, 0.0, torch.zeros(10, 128))
-    shown = dict.fromkeys(demo_picture.NAMES, dead)
-    demo_picture.draw(shown, torch.arange(10), tmp_path / "dead.png")
+    dead = feature_discriminability(torch.zeros(10, 128), torch.arange(10), 10)
+    run = measure.Run("dead", {"input of 12": dead}, [str(c) for c in range(10)], 10, False, None)
+    demo_picture.draw(dict.fromkeys(NAMES, (10.0, run)), tmp_path / "dead.png")
     assert (tmp_path / "dead.png").stat().st_size > 10_000

@@ -150,7 +150,8 @@ from test_lightning import *
 
 if __name__ == "__main__":
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[LogDiscriminability()],
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1,
+        callbacks=[LogDiscriminability()],
         logger=TensorBoardLogger(".", "", ""), enable_checkpointing=False,
     )
     data = TensorDataset(*(part[:48] for part in images()))

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,7 @@ class Example(NamedTuple):
     sample: int  # its number in the data
     label: int
     activation: float
-    picture: Tensor | None  # [h, w, 3] uint8
+    picture: numpy.ndarray | None  # [h, w, 3] uint8
 
 
 class MostExciting:
@@ -27,7 +28,7 @@ class MostExciting:
         self._activations = torch.full((KEPT, num_features), -1.0)
         self._samples = torch.full((KEPT, num_features), -1)
         self._labels: dict[int, int] = {}
-        self.pictures: dict[int, Tensor] = {}
+        self.pictures: dict[int, numpy.ndarray] = {}
 
     def update(self, x: Tensor, target: Tensor, images: Tensor | None, first: int) -> None:
         """x: [N, D], activated. `first`: the number of the first sample."""
@@ -48,8 +49,8 @@ class MostExciting:
         self._labels.update((sample, int(labels[sample - first])) for sample in new)
         if images is not None and new:
             pictures = _pictures(images[[sample - first for sample in new]])
-            # Clones: a view would keep the others.
-            self.pictures.update((s, p.clone()) for s, p in zip(new, pictures, strict=True))
+            # Copies: a view would keep the others.
+            self.pictures.update((s, p.copy()) for s, p in zip(new, pictures, strict=True))
 
     def of(self, feature: int) -> list[Example]:
         """The most exciting first; none where the feature never fired."""
@@ -61,7 +62,7 @@ class MostExciting:
         ]
 
 
-def _pictures(images: Tensor) -> Tensor:
+def _pictures(images: Tensor) -> numpy.ndarray:
     """[N, h, w, 3] uint8, each image stretched from its darkest to its brightest number: how it was
     normalised is not known."""
     x = images.detach().float()
@@ -71,4 +72,4 @@ def _pictures(images: Tensor) -> Tensor:
         x = F.interpolate(x, size, mode="bilinear", antialias=True)
     low, high = (bound(x, (1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
     x = ((x - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8).cpu()
-    return x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    return x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()

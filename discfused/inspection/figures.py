@@ -22,7 +22,6 @@ from discfused._discriminability import Discriminability
 from discfused.inspection.exciting import KEPT
 from discfused.inspection.measure import Run
 
-COLORS = "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"
 SAMPLES = "0.6"  # gray, in both appearances
 CELLS = 500, 800  # classes and features of a heat map: more are put together, or they would vanish
 NAMED = 110  # so many classes each have their name at the axis
@@ -41,8 +40,8 @@ APPEARANCES = tuple(_APPEARANCES)
 @contextlib.contextmanager
 def appearance(name: str) -> Iterator[None]:
     shared = {
-        "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "legend.frameon": False,
-        "axes.titlelocation": "left",
+        "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
+        "axes.titlelocation": "left", "legend.frameon": False,
     }  # fmt: skip
     with matplotlib.style.context(["default", shared | _APPEARANCES[name]]):
         yield
@@ -87,8 +86,8 @@ def class_bars(
         axis.bar(at.tolist(), _percent(counts).tolist(), width, label=label, color=color)
     _name_classes(axis.xaxis, names)
     axis.set(ylabel="% of all", xlim=(-0.6, len(names) - 0.4))
-    axis.set_ylim(top=1.25 * axis.get_ylim()[1])
-    axis.legend(ncols=len(bars), loc="upper center", fontsize="small")
+    axis.set_ylim(top=1.4 * axis.get_ylim()[1])
+    axis.legend(ncols=len(bars), loc="upper center", fontsize="small", frameon=False)
 
 
 def _class_curve(axis: Axes, values: Discriminability, color: str, samples: str) -> None:
@@ -134,9 +133,7 @@ def heat_maps(runs: Mapping[str, Discriminability], names: Sequence) -> Figure:
     for axis, (name, values) in zip(axes, runs.items(), strict=True):
         image = heat_map(axis, values, vmax)
         ordered = int((values.strongest_class >= 0).sum())
-        axis.set(
-            title=name, xlabel=f"{ordered:,} features, ordered by the class they fire for most"
-        )
+        axis.set(title=name, xlabel=f"{ordered:,} features, by their class")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _name_classes(axes[0].yaxis, names)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, extend="max" if vmax < 1 else "neither")
@@ -170,9 +167,9 @@ def distributions(runs: Mapping[str, Discriminability]) -> Figure:
                 axis.xaxis.set_minor_formatter(NullFormatter())
         else:
             edges = torch.linspace(math.floor(20 * low) / 20, math.ceil(20 * high) / 20 or 1, 41)
-        for (name, each), color in zip(found.items(), COLORS, strict=False):
-            options = {"bins": edges.tolist(), "color": color}
-            axis.hist(each.tolist(), histtype="stepfilled", alpha=0.35, **options)
+        for index, (name, each) in enumerate(found.items()):
+            options = {"bins": edges.tolist(), "color": f"C{index}"}
+            axis.hist(each.tolist(), histtype="stepfilled", alpha=0.6 / len(runs), **options)
             axis.hist(each.tolist(), histtype="step", label=name, **options)
         axis.set(xlabel=label)
         axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -185,14 +182,13 @@ def distributions(runs: Mapping[str, Discriminability]) -> Figure:
 def features_per_class(runs: Mapping[str, Discriminability], names: Sequence) -> Figure:
     if len(names) <= BARS:
         figure = Figure(figsize=(10, 3.2), layout="constrained")
-        colored = {name: (each, color) for (name, each), color in zip(runs.items(), COLORS,
-                                                                      strict=False)}  # fmt: skip
+        colored = {name: (each, f"C{i}") for i, (name, each) in enumerate(runs.items())}
         class_bars(figure.subplots(), colored, "samples", names)
         return figure
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for axis, (name, values), color in zip(axes, runs.items(), COLORS, strict=False):
-        _class_curve(axis, values, color, "samples")
+    for index, (axis, (name, values)) in enumerate(zip(axes, runs.items(), strict=True)):
+        _class_curve(axis, values, f"C{index}", "samples")
         axis.set_title(name)
     return figure
 
@@ -204,7 +200,7 @@ def exciting_images(run: Run, features: Sequence[int]) -> Figure:
     ink = matplotlib.rcParams["text.color"]
     for row, feature in enumerate(features):
         strongest = int(run.last.strongest_class[feature])
-        text = f"feature {feature}\n{_short(run.class_names[strongest])}"
+        text = f"feature {feature}\n{_short(run.class_names[strongest])}:"
         text += f" {100 * run.last.strongest_share[feature]:.0f}%"
         axis.text(-0.1, row + 0.4, text, ha="right", va="center", fontsize=7)
         for column, example in enumerate(run.exciting.of(feature)):
@@ -212,7 +208,7 @@ def exciting_images(run: Run, features: Sequence[int]) -> Figure:
                 sides = [0.74 * side / max(example.picture.shape) for side in example.picture.shape]
                 left, top = column + (0.94 - sides[1]) / 2, row + (0.74 - sides[0]) / 2
                 extent = left, left + sides[1], top + sides[0], top
-                axis.imshow(example.picture.numpy(), extent=extent, interpolation="nearest")
+                axis.imshow(example.picture, extent=extent, interpolation="nearest")
             axis.text(column + 0.47, row + 0.85, _short(run.class_names[example.label], 11),
                       fontsize=5.5, ha="center", va="center",
                       color=ink if example.label == strongest else "tab:red")  # fmt: skip
@@ -229,9 +225,9 @@ def layer_curves(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.subplots(1, len(shown))
     for axis, (field, label) in zip(axes, shown.items(), strict=True):
-        for run, color in zip(runs, COLORS, strict=False):
+        for run in runs:
             values = [each.summary()[field] for each in run.layers.values()]
-            axis.plot([*run.layers], values, "o-", color=color, markersize=4, label=run.name)
+            axis.plot([*run.layers], values, "o-", markersize=4, label=run.name)
         axis.tick_params("x", rotation=90, labelsize="small")
         axis.set_title(label)
     axes[-1].set_ylim(0, 1.05)

@@ -27,12 +27,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import discfused
-from discfused import FeatureTap, FusedDiscLoss, _inputs, backends, class_histogram, disc_terms
+from discfused import FeatureTap, FusedDiscLoss, _inputs, backends, disc_terms
 from discfused._definitions import IMPURITIES
 from discfused._files import require_writable, write_atomically
+from discfused.inspection import measure as inspection
+from discfused.inspection.page import Report
 from discfused.recipes import demo_picture, demo_report
 from discfused.recipes.demo_data import (
     CLASSES,
+    NAMES,
     NETWORKS,
     SETUPS,
     SHOWN,
@@ -153,25 +156,32 @@ def measure(model: nn.Module, data: Split, backend: str | None) -> Measured:
         features = tap.take(logits)
     accuracy = (logits.argmax(1) == digits).double().mean().item() * 100
     gini, kl = disc_terms(features, digits, CLASSES, backend=backend)
-    histogram = class_histogram(features, digits, CLASSES, backend=backend).cpu()
-    return Measured(accuracy, gini.item(), kl.item(), histogram)
+    return Measured(accuracy, gini.item(), kl.item())
 
 
-def run_seed(seed: int, options: Options) -> tuple[list[Run], dict[str, Measured]]:
-    """All runs of a seed; of the first seed, what the picture shows, too."""
+def inspect(model: nn.Module, data: Split, loss: str, backend: str | None) -> inspection.Run:
+    """What the picture and the report show of a network."""
+    batch = data.images[data.test], data.digits[data.test]
+    return inspection.measure(model, [batch], name=NAMES[loss], backend=backend)
+
+
+def run_seed(seed: int, options: Options) -> tuple[list[Run], dict[str, demo_picture.Shown]]:
+    """All runs of a seed; of the first seed, what the picture and the report show, too."""
     torch.set_num_threads(1)  # layers this small lose more by sharing the work than they gain
     data = split(seed, options.images, options.device)
     runs, shown = [], {}
     if seed == 0:
         model = network("resnet", seed).to(options.device)
-        shown["untrained"] = measure(model, data, options.backend)
+        measured = measure(model, data, options.backend)
+        shown["untrained"] = measured.accuracy, inspect(model, data, "untrained", options.backend)
     for setup in SETUPS:
         model = network(setup.network, seed).to(options.device)
         seconds = train(model, data, setup, seed, options)
         measured = measure(model, data, options.backend)
-        runs.append(Run(setup, seed, *measured[:3], round(seconds, 3)))
+        runs.append(Run(setup, seed, *measured, round(seconds, 3)))
         if seed == 0 and setup in SHOWN:
-            shown[setup.loss] = measured
+            looked_at = inspect(model, data, setup.loss, options.backend)
+            shown[setup.loss] = measured.accuracy, looked_at
     return runs, shown
 
 
@@ -195,10 +205,11 @@ def run(options: Options) -> None:
         torch.set_num_threads(threads)
     print(f"\n{demo_report.report(runs)}\n")
 
-    picture, first = options.out / PICTURE, split(0, options.images)
-    digits = first.digits[first.test]
-    write_atomically(picture, lambda path: demo_picture.draw(shown, digits, path))
+    picture = options.out / PICTURE
+    write_atomically(picture, lambda path: demo_picture.draw(shown, path))
     print(f"picture: {picture}")
+    page = Report([shown[loss][1] for loss in NAMES]).save(options.out)
+    print(f"what the features learned: {page}")
     if options.json is not None:
         write_atomically(options.json, lambda path: path.write_text(_document(runs, options)))
         print(f"all runs: {options.json}")

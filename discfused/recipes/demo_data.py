@@ -25,7 +25,6 @@ class Measured(NamedTuple):
     accuracy: float  # percent
     gini: float
     kl: float
-    histogram: Tensor  # [C, D]
 
 
 class Setup(NamedTuple):
@@ -56,7 +55,12 @@ SETUPS = (
     Setup("plain", "paper", "ce"),
     Setup("plain", "paper", "ce+gini+kl"),
 )
-SHOWN = SETUPS[0], SETUPS[4]  # in the picture, and while it runs
+SHOWN = SETUPS[0], SETUPS[4]  # in the picture and the report, and while it runs
+NAMES = {  # there
+    "untrained": "before training",
+    "ce": "cross-entropy",
+    "ce+gini+kl": "cross-entropy + Gini + KL",
+}
 
 
 class Run(NamedTuple):
