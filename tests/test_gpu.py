@@ -13,7 +13,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from cases import DTYPES, LAYOUTS, OPTIONS, features, labels, soft_labels
-from discfused import _ops, backends, class_histogram, disc_terms, fused_disc_loss
+from discfused import _ops, backends, class_histogram, class_sums, disc_terms, fused_disc_loss
 from discfused._definitions import accumulation_dtype
 from discfused.backends import triton_runtime
 from test_parity import check_terms
@@ -318,7 +318,7 @@ def test_bad_labels_are_counted_without_a_dead_context(backend):
     x.requires_grad_()
     disc_terms(x, y, 5, backend=backend)
     torch.cuda.synchronize()
-    with pytest.raises(IndexError, match="2 labels of a batch on cuda"):
+    with pytest.raises(IndexError, match=r"target\[3\] is 5, expected .* \(2 labels .* on cuda"):
         disc_terms(x, y.clamp(0, 4), 5, backend=backend)
     assert torch.isfinite(disc_terms(x, y.clamp(0, 4), 5, backend=backend).gini)
     # Nor does cross-entropy, for which they are ignored rows.
@@ -327,5 +327,29 @@ def test_bad_labels_are_counted_without_a_dead_context(backend):
     expected = F.cross_entropy(logits, torch.where((y < 0) | (y > 4), -100, y))
     torch.cuda.synchronize()
     torch.testing.assert_close(loss, expected)
-    with pytest.raises(IndexError, match="2 labels of a batch on cuda"):
-        disc_terms(x, y.clamp(0, 4), 5, backend=backend)
+    y.clamp_(0, 4)  # overwritten by now: only their number is known
+    with pytest.raises(IndexError, match="2 labels were out of range in a batch on cuda"):
+        disc_terms(x, y, 5, backend=backend)
+
+
+@on_a_gpu
+def test_when_labels_are_checked(backend):
+    x, y = torch.randn(40, 8, device=DEVICE), torch.randint(0, 5, (40,), device=DEVICE)
+    y[7] = 5
+    with pytest.raises(IndexError, match=r"target\[7\] is 5"):
+        disc_terms(x, y, 5, backend=backend, check_labels="sync")
+    terms = disc_terms(x, y, 5, backend=backend, check_labels="off")
+    torch.cuda.synchronize()
+    y[7] = -100
+    for got, expected in zip(terms, disc_terms(x, y, 5, backend=backend), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("C", [4, 60])  # classes in the batch, and more than samples
+def test_class_sums(backend, C):
+    x, y = torch.randn(40, 8, device=DEVICE), torch.randint(0, C, (40,), device=DEVICE)
+    got = class_sums(x, y, C, backend=backend)
+    expected = class_sums(x, y, C, backend="reference")
+    for a, b in zip(got._tensors(), expected._tensors(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -3,8 +3,12 @@
 import atexit
 import ctypes
 import sys
+from collections import deque
 
 import torch
+from torch import Tensor
+
+from discfused import _inputs
 
 
 class BadLabels:
@@ -22,16 +26,30 @@ class BadLabels:
         self.flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         # Not flag.numpy(): PyTorch does without NumPy, and so does discfused.
         self._host = ctypes.c_int32.from_address(self.flag.data_ptr())
+        # The batches that a report can be of: it is read one call late at most.
+        self._batches: deque[tuple[Tensor, int, int]] = deque(maxlen=2)
         atexit.register(self.last_words)
+
+    def watch(self, target: Tensor, num_classes: int, ignore_index: int) -> None:
+        """What the next kernel looks at."""
+        self._batches.append((target, num_classes, ignore_index))
 
     def check(self) -> None:
         count = self._host.value
-        if count:
-            self._host.value = 0
-            raise IndexError(
-                f"{count} labels of a batch on {self.device} were out of range: expected class "
-                "indices in [0, num_classes) or ignore_index. Their rows did not count."
-            )
+        if not count:
+            return
+        self._host.value = 0
+        where = f"in a batch on {self.device}, where such rows did not count"
+        if self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            for target, num_classes, ignore_index in self._batches:  # now there is time to look
+                try:
+                    _inputs.check_labels(target, num_classes, ignore_index, waiting=True)
+                except IndexError as error:
+                    raise IndexError(f"{error}, {where}") from None
+        raise IndexError(
+            f"{count} labels were out of range {where}: expected class indices in "
+            "[0, num_classes) or ignore_index"
+        )
 
     def last_words(self) -> None:
         """Too late to raise. What the GPU has not come to by now stays untold."""
