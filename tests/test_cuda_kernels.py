@@ -68,6 +68,14 @@ def on_host(tmp_path_factory):
         yield torch.ops.cuda_on_host
 
 
+@pytest.fixture(autouse=True)
+def memory():
+    """A number that nobody wrote is NaN: torch.empty fills what it makes."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def backend() -> str:
     return "cuda"
