@@ -9,17 +9,15 @@ import sys
 import torch
 
 from discfused import class_histogram, disc_terms
-from discfused.backends import triton_runtime
+from gpu import DEVICE, REHEARSED, one_or_all
 
-REHEARSED = triton_runtime.interpreted()
-DEVICE = "cpu" if REHEARSED else "cuda"
 # N, D, C: few classes, more classes than samples, slots cut into pieces, many slots, rows sorted
 SHAPES = [(37, 19, 10), (70, 64, 300), (900, 72, 3), (1500, 33, 1100), (33000, 9, 7)]
 
 
 def main(backend: str) -> None:
     torch.manual_seed(0)
-    shapes = SHAPES[:1] if REHEARSED else SHAPES
+    shapes = one_or_all(*SHAPES)
     for N, D, C in shapes:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             x = torch.randn(N, D, device=DEVICE).to(dtype).requires_grad_()

@@ -1,8 +1,4 @@
-"""The backends of CUDA tensors on a GPU: what interpreter, host and compilers cannot tell.
-
-With TRITON_INTERPRET=1 (`.ci/gpu --rehearse`) the first of each list of cases runs on the CPU, and
-what needs no GPU: a slip of the pen must not cost the time of one.
-"""
+"""The backends of CUDA tensors on a GPU: what interpreter, host and compilers cannot tell."""
 
 from functools import partial
 
@@ -12,50 +8,24 @@ import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+import gpu
 from cases import DTYPES, LAYOUTS, OPTIONS, features, labels, soft_labels
 from discfused import _ops, backends, class_histogram, class_sums, disc_terms, fused_disc_loss
 from discfused._definitions import accumulation_dtype
-from discfused.backends import triton_runtime
+from gpu import DEVICE, REHEARSED, on_a_gpu, one_or_all, step
 from test_parity import check_terms
 
-REHEARSED = triton_runtime.interpreted()
-DEVICE = "cpu" if REHEARSED else "cuda"
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not (REHEARSED or torch.cuda.is_available()), reason="PyTorch sees no GPU"),
-]
-on_a_gpu = pytest.mark.skipif(REHEARSED, reason="TRITON_INTERPRET=1: nothing runs on the GPU")
+pytestmark, backend = gpu.pytestmark, gpu.backend
 
-
-def cases(*values):
-    return values[:1] if REHEARSED else values
-
-
-SHAPES = cases(  # each path: few and many rows, a sort, slots cut or not; one or several tiles
+SHAPES = one_or_all(  # each path: few and many rows, a sort, slots cut or not; one or several tiles
     (37, 19, 10), (1, 1, 1), (3, 17, 1000), (64, 64, 40), (256, 130, 100), (300, 33, 2),
     (1000, 257, 1500), (1024, 64, 1000), (1500, 130, 7), (3000, 1030, 100), (5000, 40, 9000),
     (40000, 96, 10), (33000, 40, 70000),
 )  # fmt: skip
 
 
-@pytest.fixture(params=["triton", "cuda"])
-def backend(request) -> str:
-    why = backends.get(request.param).unavailable()
-    if why is not None:
-        pytest.skip(f"backend {request.param!r} cannot run here: {why}")
-    return request.param
-
-
 def on_gpu(options: dict) -> dict:
     return {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-
-
-def step(backend, x, y, C, **options):
-    """gini, kl and the gradient of their sum"""
-    x = x.detach().requires_grad_()
-    gini, kl = disc_terms(x, y, C, backend=backend, **options)
-    (0.7 * gini + 0.4 * kl).backward()
-    return gini.detach(), kl.detach(), x.grad
 
 
 def equal(a, b) -> bool:
@@ -81,16 +51,16 @@ def test_shapes(backend, shape, dtype):
 
 
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
-@pytest.mark.parametrize("shape", cases((37, 19, 10), (9, 20, 30), (1100, 70, 12)), ids=str)
-@pytest.mark.parametrize("dtype", cases(torch.float64, torch.float32), ids=str)
+@pytest.mark.parametrize("shape", one_or_all((37, 19, 10), (9, 20, 30), (1100, 70, 12)), ids=str)
+@pytest.mark.parametrize("dtype", one_or_all(torch.float64, torch.float32), ids=str)
 def test_options(backend, shape, dtype, case):
     N, D, C = shape
     x, y = features(N, D, dtype).to(DEVICE), labels(N, C, "some ignored").to(DEVICE)
     check_terms(backend, x, y, C, **on_gpu(case.make(N, C)))
 
 
-@pytest.mark.parametrize("share", cases(0.3, 0.97, 1.0))
-@pytest.mark.parametrize(("N", "D"), cases((60, 20), (5000, 300), (40000, 300)))
+@pytest.mark.parametrize("share", one_or_all(0.3, 0.97, 1.0))
+@pytest.mark.parametrize(("N", "D"), one_or_all((60, 20), (5000, 300), (40000, 300)))
 def test_uneven_classes(backend, N, D, share):
     """One class has most of the rows, many chunks of them; others have one."""
     y = torch.where(torch.arange(N) < share * N, 5, labels(N, 600))[torch.randperm(N)]
@@ -98,12 +68,12 @@ def test_uneven_classes(backend, N, D, share):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("N", cases(40, 1100))
+@pytest.mark.parametrize("N", one_or_all(40, 1100))
 def test_layouts(backend, layout, N):
     check_terms(backend, LAYOUTS[layout](features(N, 21).to(DEVICE)), labels(N, 5).to(DEVICE), 5)
 
 
-@pytest.mark.parametrize("dtype", cases(torch.float64, torch.float32), ids=str)
+@pytest.mark.parametrize("dtype", one_or_all(torch.float64, torch.float32), ids=str)
 @pytest.mark.parametrize("tf32", [False, True])
 def test_soft_labels(backend, dtype, tf32, request):
     flags = torch.backends.cuda.matmul  # with attributes that monkeypatch cannot restore
@@ -114,7 +84,7 @@ def test_soft_labels(backend, dtype, tf32, request):
 
 
 def test_rows_that_do_not_count_may_hold_anything(backend):
-    for N in cases(60, 1200):
+    for N in one_or_all(60, 1200):
         x, y = features(N, 9).to(DEVICE), labels(N, 5, "some ignored").to(DEVICE)
         expected = step(backend, x, y, 5)
         x[::3] = torch.nan
@@ -191,7 +161,7 @@ def test_peak_memory(backend, N, C):
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(
-    "shape", cases((64, 30, 10), (512, 300, 100), (4000, 200, 50), (300, 64, 5000)), ids=str
+    "shape", one_or_all((64, 30, 10), (512, 300, 100), (4000, 200, 50), (300, 64, 5000)), ids=str
 )
 def test_the_same_bits_on_every_run(backend, shape, deterministic):
     N, D, C = shape

@@ -8,15 +8,18 @@ import torch
 import torch.nn.functional as F
 
 import discfused
+import gpu
 from cases import labels, soft_labels
 from discfused import FusedDiscLoss, backends, fused_disc_loss
 from discfused.backends import triton_runtime
-from test_gpu import DEVICE, backend, on_a_gpu, pytestmark, step  # noqa: F401 (marks, a fixture)
+from gpu import DEVICE, on_a_gpu, step
+
+pytestmark, backend = gpu.pytestmark, gpu.backend
 
 
 @on_a_gpu
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_compile(backend, soft):  # noqa: F811
+def test_compile(backend, soft):
     y = soft_labels(96, 10).float() if soft else labels(96, 10)
     logits, x, y = torch.randn(96, 10).to(DEVICE), torch.randn(96, 40).to(DEVICE), y.to(DEVICE)
 
@@ -33,7 +36,7 @@ def test_compile(backend, soft):  # noqa: F811
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_training_with_amp(backend, dtype):  # noqa: F811
+def test_training_with_amp(backend, dtype):
     """Steps with a GradScaler follow those of the reference backend."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(

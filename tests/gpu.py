@@ -1,0 +1,39 @@
+"""What the tests on a GPU share.
+
+With TRITON_INTERPRET=1 (`.ci/gpu --rehearse`) the first of each list of cases runs on the CPU, and
+what needs no GPU: a slip of the pen must not cost the time of one.
+"""
+
+import pytest
+import torch
+
+from discfused import backends, disc_terms
+from discfused.backends import triton_runtime
+
+REHEARSED = triton_runtime.interpreted()
+DEVICE = "cpu" if REHEARSED else "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not (REHEARSED or torch.cuda.is_available()), reason="PyTorch sees no GPU"),
+]
+on_a_gpu = pytest.mark.skipif(REHEARSED, reason="TRITON_INTERPRET=1: nothing runs on the GPU")
+
+
+def one_or_all(*values):
+    return values[:1] if REHEARSED else values
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request) -> str:
+    why = backends.get(request.param).unavailable()
+    if why is not None:
+        pytest.skip(f"backend {request.param!r} cannot run here: {why}")
+    return request.param
+
+
+def step(backend, x, y, C, **options):
+    """gini, kl and the gradient of their sum"""
+    x = x.detach().requires_grad_()
+    gini, kl = disc_terms(x, y, C, backend=backend, **options)
+    (0.7 * gini + 0.4 * kl).backward()
+    return gini.detach(), kl.detach(), x.grad
