@@ -19,6 +19,7 @@ C > N.
 import ctypes
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,17 +40,17 @@ def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _blocks(name: str, dtype: torch.dtype) -> dict:
+def _blocks(name: str, dtype: torch.dtype) -> Any:
     return kernels().BLOCKS[dtype][name]
 
 
-def _fitting(name: str, dtype: torch.dtype, key: str, length: int) -> dict:
+def _fitting(name: str, dtype: torch.dtype, key: str, length: int) -> dict[str, int]:
     """The first block that holds so many, else the last."""
     choices = _blocks(name, dtype)
     return next((blocks for blocks in choices if blocks[key] >= length), choices[-1])
 
 
-def _pieces(N: int, D: int, blocks: dict) -> tuple[int, int]:
+def _pieces(N: int, D: int, blocks: dict[str, int]) -> tuple[int, int]:
     """The largest number of rows of a piece (triton_table._piece), and how many pieces may follow
     the first ones of their slots."""
     if N <= kernels().UNCUT:
@@ -212,8 +213,8 @@ class TritonBackend(GpuBackend):
         table, coef = kept
         upstream = (grad_penalty, grad_gini, grad_kl)
         given = sum(1 << i for i, grad in enumerate(upstream) if grad is not None)
-        upstream = (coef if grad is None else grad for grad in upstream)
-        numbers = (*upstream, given, *_split(gini_weight), *_split(kl_weight))
+        pointers = (coef if grad is None else grad for grad in upstream)
+        numbers = (*pointers, given, *_split(gini_weight), *_split(kl_weight))
         return self._gradient(features, rows, table, coef, numbers, activation, TERMS=True)
 
     def histogram(
@@ -241,7 +242,7 @@ class TritonBackend(GpuBackend):
         rows: Sequence[Tensor],
         table: Tensor,
         coef: Tensor,
-        numbers: tuple,
+        numbers: tuple[Any, ...],
         activation: int,
         TERMS: bool,
     ) -> Tensor:

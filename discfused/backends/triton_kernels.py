@@ -1,5 +1,7 @@
 """All Triton kernels, and the one table of their block sizes. Importing this imports Triton."""
 
+from typing import Any
+
 import torch
 
 from discfused.backends.triton_gradient import gradient_kernel, soft_gradient_kernel
@@ -66,7 +68,7 @@ _BLOCKS = {
 _SOFT_DOUBLE = {"ROWS": 32, "INNER": 4, "COLS": 16, "num_warps": 4}
 
 
-def _double(blocks):
+def _double(blocks: Any) -> Any:
     """Half as many columns, of twice the size."""
     if isinstance(blocks, tuple):
         return tuple(map(_double, blocks))

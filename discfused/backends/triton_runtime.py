@@ -5,6 +5,9 @@ import functools
 import os
 import shutil
 import sysconfig
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +41,13 @@ def missing(interpreted: bool) -> str | None:
 
 
 @functools.cache
-def kernels():
+def kernels() -> ModuleType:
     """The module of kernels, imported when first used: `import discfused` needs no Triton."""
     from discfused.backends import triton_kernels
 
     return triton_kernels
 
 
-def on(tensor: Tensor):
+def on(tensor: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -1,6 +1,7 @@
 """Compiling ahead of the first step."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def warmup(
         RuntimeError: the Triton backend cannot run on such a device.
     """
     device = torch.device(device)
-    backend = backends.get(backends.resolve(device.type, "triton"))
+    backend: Any = backends.get(backends.resolve(device.type, "triton"))
     act, measure = ACTIVATIONS.index(activation), IMPURITIES.index(impurity)
     for N, D in shapes:
         target = torch.randint(0, num_classes, (N,), device=device)
