@@ -23,7 +23,7 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Conv2d(3, 8, 3)
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         self.features = nn.Sequential(nn.Flatten(), nn.Linear(96, D), nn.ReLU())
         self.drop = nn.Dropout(0.5)
         self.fc = nn.Linear(D, C)
