@@ -71,10 +71,14 @@ class LogDiscriminability(Callback):
         self.num_classes, self.class_names = num_classes, class_names
         self.capture, self.activation = capture, activation
         self.feature_dim = feature_dim or (-1 if layers is None else 1)
-        self.options = {"activation": activation, "prior": prior, "backend": backend}
+        self.options: dict[str, Any] = {
+            "activation": activation,
+            "prior": prior,
+            "backend": backend,
+        }
         self._metric: FeatureDiscriminability | None = None
         self._handles = Handles()
-        self._tap: FeatureTap | None = None
+        self._tap: Any = None  # a FeatureTap, in an evaluation
         self._output: Any = None
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -84,7 +88,7 @@ class LogDiscriminability(Callback):
         if self._metric is not None:
             self._metric.reset()
 
-    def _after_forward(self, network: nn.Module, args: tuple, output: Any) -> None:
+    def _after_forward(self, network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._output = output
 
     def on_validation_batch_end(

@@ -1,5 +1,7 @@
 """How discriminative features are over a whole data set: a metric of torchmetrics."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,7 @@ class FeatureDiscriminability(Metric):
         feature_dim: int = 1,
         check_labels: str = "async",
         backend: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_classes = _at_least_one("num_classes", num_classes)

@@ -6,7 +6,7 @@ Needs the packages of the extra `inspect`, but for the import of this file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def report(
     model: nn.Module,
-    loader: Iterable,
+    loader: Iterable[Any],
     layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
     *,
     name: str | None = None,

@@ -7,6 +7,7 @@ None asks for a screen, and none changes what pyplot does elsewhere. What a figu
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -73,7 +74,10 @@ def brightest(values: Sequence[Discriminability]) -> float:
 
 
 def class_bars(
-    axis: Axes, values: Mapping[str, tuple[Discriminability, str]], samples: str, names: Sequence
+    axis: Axes,
+    values: Mapping[str, tuple[Discriminability, str]],
+    samples: str,
+    names: Sequence[Any],
 ) -> None:
     """Features per class, {label: (of what, colour)}, beside samples per class, in percent."""
     first, _ = next(iter(values.values()))
@@ -107,7 +111,7 @@ def _percent(counts: Tensor) -> Tensor:
     return 100 * counts / counts.sum().clamp(min=1)
 
 
-def _name_classes(axis, names: Sequence) -> None:
+def _name_classes(axis: Any, names: Sequence[Any]) -> None:
     """Ticks with the names of the classes; of some where there are many."""
     step = 1 if len(names) <= NAMED else math.ceil(len(names) / 40)
     shown = range(0, len(names), step)
@@ -123,7 +127,7 @@ def _name_classes(axis, names: Sequence) -> None:
 # --- figures ------------------------------------------------------------------------------------
 
 
-def heat_maps(runs: Mapping[str, Discriminability], names: Sequence) -> Figure:
+def heat_maps(runs: Mapping[str, Discriminability], names: Sequence[Any]) -> Figure:
     """Side by side: for which class does each feature fire?"""
     C = len(names)
     height = min(max(3.5, 1.2 + 0.2 * C if C <= BARS else 1.2 + 0.075 * C), 9)
@@ -179,7 +183,7 @@ def distributions(runs: Mapping[str, Discriminability]) -> Figure:
     return figure
 
 
-def features_per_class(runs: Mapping[str, Discriminability], names: Sequence) -> Figure:
+def features_per_class(runs: Mapping[str, Discriminability], names: Sequence[Any]) -> Figure:
     if len(names) <= BARS:
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         colored = {name: (each, f"C{i}") for i, (name, each) in enumerate(runs.items())}

@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 def measure(
     model: nn.Module,
-    loader: Iterable,
+    loader: Iterable[Any],
     layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
     *,
     name: str | None = None,
@@ -54,9 +54,10 @@ def measure(
         feature_dim = -1 if layers is None else 1
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    options = {"activation": activation, "prior": prior, "backend": backend}
+    options: dict[str, Any] = {"activation": activation, "prior": prior, "backend": backend}
     metrics: list[FeatureDiscriminability] = []
-    exciting, seen, partial = None, 0, False
+    exciting: Any = None
+    seen, partial = 0, False
     modes = {module: module.training for module in model.modules()}
     bar = tqdm(loader, desc=name or "features", delay=LONG, leave=False)
     try:
@@ -93,7 +94,7 @@ def measure(
     return Run(
         name or type(unwrap(model)).__name__,
         {layer: metric.compute().cpu() for layer, metric in zip(names, metrics, strict=True)},
-        class_names,
+        list(class_names or ()),
         int(metrics[0].counts[0]),
         partial,
         exciting,
@@ -143,7 +144,9 @@ def classes_of(output: Any) -> int:
     return logits.shape[1]
 
 
-def _names(given: Sequence[str] | None, C: int, model: nn.Module, loader: Iterable) -> list[str]:
+def _names(
+    given: Sequence[str] | None, C: int, model: nn.Module, loader: Iterable[Any]
+) -> list[str]:
     if given is not None:
         if len(given) != C:
             raise ValueError(f"class_names has {len(given)} names, expected {C}")

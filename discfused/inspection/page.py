@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class Report:
 
     runs: Sequence[Run]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = [run.class_names for run in self.runs]
         if any(each != names[0] for each in names):
             counts = ", ".join(str(len(each)) for each in names)
@@ -142,7 +142,7 @@ class Report:
         }
         files |= {name: text.encode() for name, text in texts.items()}
         for name, content in files.items():
-            write_atomically(Path(folder, name), lambda path, c=content: path.write_bytes(c))
+            write_atomically(Path(folder, name), partial(_write, content))
         return Path(folder, PAGE)
 
     def document(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Report:
             ],
         }  # fmt: skip
 
-    def _features(self) -> Iterator[list]:
+    def _features(self) -> Iterator[list[Any]]:
         yield ["run", "layer", "feature", *OF_FEATURES, "strongest_class_name"]
         for run in self.runs:
             for layer, values in run.layers.items():
@@ -181,7 +181,7 @@ class Report:
                     called = run.class_names[strongest] if strongest >= 0 else ""
                     yield [run.name, layer, feature, *row, called]
 
-    def _classes(self) -> Iterator[list]:
+    def _classes(self) -> Iterator[list[Any]]:
         yield ["run", "layer", "class", "name", "samples", "features"]
         for run in self.runs:
             for layer, values in run.layers.items():
@@ -226,7 +226,7 @@ def _without(run: Run) -> list[str]:
     return [run.class_names[c] for c in none.nonzero().flatten().tolist()]
 
 
-def _picture(kind: str, run: str | None, draw: Callable[..., Figure], *arguments) -> Picture:
+def _picture(kind: str, run: str | None, draw: Callable[..., Figure], *arguments: Any) -> Picture:
     drawn = []
     for name in figures.APPEARANCES:
         with figures.appearance(name):
@@ -236,7 +236,7 @@ def _picture(kind: str, run: str | None, draw: Callable[..., Figure], *arguments
     return Picture(kind, run, *drawn)
 
 
-def _columns(values: Discriminability, fields: Sequence[str]) -> dict[str, list]:
+def _columns(values: Discriminability, fields: Sequence[str]) -> dict[str, list[Any]]:
     return {field: _finite(getattr(values, field).tolist()) for field in fields}
 
 
@@ -248,7 +248,11 @@ def _finite(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
-def _table(rows: Iterator[list]) -> str:
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _table(rows: Iterator[list[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

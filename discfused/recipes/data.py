@@ -13,7 +13,7 @@
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -24,6 +24,9 @@ from discfused.recipes import splits
 from discfused.recipes._torchvision import datasets, transforms
 from discfused.recipes.options import Data
 from discfused.recipes.sampler import Batches
+
+_Part = tuple[Any, Tensor]  # what decodes an image by its number; labels
+_Read = tuple[Any, ...]  # classes, _Part to learn from, _Part to test on
 
 BACKGROUND = "BACKGROUND_Google"
 CACHE_BYTES = 2 << 30  # images are kept in memory if all of a part take no more
@@ -44,7 +47,7 @@ OF_TORCHVISION = {
 }
 
 
-class Images(Dataset):
+class Images(Dataset[Any]):
     """(uint8 image [3, h, w], class) by index, augmented by (epoch, index).
 
     What augmentation does to a sample depends on the seed, the epoch and the index alone, so that
@@ -117,11 +120,11 @@ def load(options: Data, seed: int) -> Parts:
     read = own.get(options.name, _arrays)
     classes, (decode_train, train_labels), test = read(options, seed)
 
-    def images(part: tuple[Callable[[int], Tensor], Tensor], augment: str) -> Images:
+    def images(part: _Part, augment: str) -> Images:
         transform = _transform(augment, options.image_size, options.normalize)
         return Images(*part, transform, seed, options.cache)
 
-    def chosen(indices: Tensor) -> tuple[Callable[[int], Tensor], Tensor]:
+    def chosen(indices: Tensor) -> _Part:
         return _Chosen(decode_train, indices), train_labels[indices]
 
     learned, held_out = torch.arange(len(train_labels)), None
@@ -137,7 +140,7 @@ def load(options: Data, seed: int) -> Parts:
     )
 
 
-def loader(images: Images, batches: Batches | Sequence, workers: int) -> DataLoader:
+def loader(images: Images, batches: Batches | Sequence[Any], workers: int) -> DataLoader[Any]:
     """Batches (images [N, 3, s, s] float32, classes [N]) of the keys that `batches` lists."""
     return DataLoader(
         images,
@@ -208,7 +211,7 @@ def _gray_digits() -> tuple[Tensor, Tensor]:
     return (pixels.view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8), labels
 
 
-def _digits(options: Data, seed: int):
+def _digits(options: Data, seed: int) -> _Read:
     gray, labels = _gray_digits()
     larger = max(1, options.image_size // 8)
     images = gray.repeat_interleave(larger, 2).repeat_interleave(larger, 3).expand(-1, 3, -1, -1)
@@ -218,7 +221,7 @@ def _digits(options: Data, seed: int):
     )
 
 
-def _digit_pairs(options: Data, seed: int):
+def _digit_pairs(options: Data, seed: int) -> _Read:
     """The two parts are made of different digits; a digit may be in several pairs of its part."""
     gray, digits = _gray_digits()
     generator = torch.Generator().manual_seed(seed)
@@ -236,12 +239,12 @@ def _digit_pairs(options: Data, seed: int):
     return [f"{pair:02}" for pair in range(100)], *parts
 
 
-def _arrays(options: Data, seed: int):
+def _arrays(options: Data, seed: int) -> _Read:
     """What torchvision holds as one array."""
     source = OF_TORCHVISION[options.name]
     parts = [_get(options, source, train=train) for train in (True, False)]
 
-    def decoder(part) -> tuple[Callable[[int], Tensor], Tensor]:
+    def decoder(part: Any) -> _Part:
         images = torch.as_tensor(part.data)
         if images.dim() == 3:  # gray
             images = images.unsqueeze(-1).expand(-1, -1, -1, 3)
@@ -250,14 +253,14 @@ def _arrays(options: Data, seed: int):
     return parts[0].classes, *map(decoder, parts)
 
 
-def _caltech101(options: Data, seed: int):
+def _caltech101(options: Data, seed: int) -> _Read:
     _get(options, datasets.Caltech101)
-    folder = Path(options.root, "caltech101", "101_ObjectCategories")
+    folder = Path(options.root or "", "caltech101", "101_ObjectCategories")
     split = splits.load(Path(options.split) if options.split else splits.COMMITTED)
     classes = [name for name in split.train if options.background or name != BACKGROUND]
     resize = transforms.Resize(options.resize, antialias=True)
 
-    def decoder(part: dict[str, list[str]]) -> tuple[Callable[[int], Tensor], Tensor]:
+    def decoder(part: dict[str, list[str]]) -> _Part:
         files = [folder / name / file for name in classes for file in part[name]]
         labels = [label for label, name in enumerate(classes) for _ in part[name]]
         if absent := [str(file) for file in files if not file.exists()]:
@@ -270,7 +273,7 @@ def _caltech101(options: Data, seed: int):
     return classes, decoder(split.train), decoder(split.test)
 
 
-def _get(options: Data, source: type, **keywords):
+def _get(options: Data, source: Any, **keywords: Any) -> Any:
     """torchvision's data set, downloaded if asked for, or an error that tells what to do."""
     if options.root is None:
         raise FileNotFoundError(

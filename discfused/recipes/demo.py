@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy
@@ -67,7 +68,7 @@ class Options:
     out: Path
     json: Path | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, most in (("seeds", None), ("images", 100), ("epochs", None)):
             value = _inputs.integer(name, getattr(self, name))
             if value < 1 or (most and value > most):
@@ -85,18 +86,20 @@ class Options:
     def device(self) -> str:
         """Where the backend asked for runs; else the CPU: the networks are too small for a GPU."""
         name = self.backend or os.environ.get(backends.ENVIRONMENT_VARIABLE)
-        fused = name in backends.NAMES and name != "reference"
-        return backends.get(name).device_type if fused else "cpu"
+        if name not in backends.NAMES or name == "reference":
+            return "cpu"
+        return backends.get(name).device_type
 
 
 def network(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return NETWORKS[name]().to(memory_format=torch.channels_last)  # half as fast again on a CPU
+    model: Any = NETWORKS[name]()
+    return model.to(memory_format=torch.channels_last)  # half as fast again on a CPU
 
 
 def train(model: nn.Module, data: Split, setup: Setup, seed: int, options: Options) -> float:
     """Trains the model; the seconds it took."""
-    criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=setup.smoothing)
+    criterion: Any = nn.CrossEntropyLoss(label_smoothing=setup.smoothing)
     if setup.terms:
         criterion = FusedDiscLoss.attach(model, impurity=options.impurity, backend=options.backend)
     batch_size = min(BATCH, len(data.train))
@@ -130,12 +133,8 @@ def _optimizer(
     model: nn.Module, training: str, steps: int
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     if training == "paper":
-        optimizer = torch.optim.SGD(
-            model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, fused=True
-        )
-        return optimizer, LambdaLR(
-            optimizer, lambda step: 0.2 ** sum(step >= drop * steps for drop in DROPS)
-        )
+        sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+        return sgd, LambdaLR(sgd, lambda step: 0.2 ** sum(step >= drop * steps for drop in DROPS))
     warmup = math.ceil(WARMUP * steps)
 
     def share(step: int) -> float:
@@ -169,7 +168,8 @@ def run_seed(seed: int, options: Options) -> tuple[list[Run], dict[str, demo_pic
     """All runs of a seed; of the first seed, what the picture and the report show, too."""
     torch.set_num_threads(1)  # layers this small lose more by sharing the work than they gain
     data = split(seed, options.images, options.device)
-    runs, shown = [], {}
+    runs: list[Run] = []
+    shown: dict[str, demo_picture.Shown] = {}
     if seed == 0:
         model = network("resnet", seed).to(options.device)
         measured = measure(model, data, options.backend)
@@ -192,7 +192,8 @@ def run(options: Options) -> None:
         flush=True,
     )
     threads = torch.get_num_threads()
-    runs, shown = [], {}
+    runs: list[Run] = []
+    shown: dict[str, demo_picture.Shown] = {}
     try:
         for seed, (of_seed, of_first) in enumerate(_each_seed(options, threads)):
             runs, shown = runs + of_seed, shown | of_first
@@ -215,11 +216,11 @@ def run(options: Options) -> None:
         print(f"all runs: {options.json}")
 
 
-def _each_seed(options: Options, processes: int) -> Iterator[tuple[list[Run], dict]]:
+def _each_seed(options: Options, processes: int) -> Iterator[tuple[list[Run], dict[str, Any]]]:
     """As many seeds at a time as PyTorch would use threads."""
     seeds, given = range(options.seeds), [options] * options.seeds
     with contextlib.ExitStack() as pool:
-        each = map
+        each: Any = map
         if processes > 1 < options.seeds:
             each = pool.enter_context(
                 ProcessPoolExecutor(min(processes, options.seeds), get_context("spawn"))
@@ -241,7 +242,7 @@ def _document(runs: list[Run], options: Options) -> str:
     return json.dumps({"options": chosen, "versions": python | versions, "runs": rows}) + "\n"
 
 
-def _row(run: Run) -> dict:
+def _row(run: Run) -> dict[str, Any]:
     """JSON has no NaN, which a training that diverged leaves behind."""
     row = run.setup._asdict() | run._asdict()
     del row["setup"]

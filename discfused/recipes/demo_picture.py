@@ -1,6 +1,7 @@
 """The demo's picture: for which digit does every feature fire, before and after?"""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -17,7 +18,8 @@ def draw(shown: dict[str, Shown], path: Path) -> None:
     _, first = shown["untrained"]
     figure = Figure(figsize=(9, 8.5), layout="constrained")
     axes = figure.subplots(len(NAMES) + 1, 1, height_ratios=[3, 3, 3, 2.2])
-    figure.get_layout_engine().set(h_pad=0.08)
+    layout: Any = figure.get_layout_engine()
+    layout.set(h_pad=0.08)
     figure.suptitle(
         f"For which handwritten digit does each of the network's {len(first.last.live)} features "
         "fire?",

@@ -4,6 +4,7 @@ from discfused.recipes import _torchvision  # noqa: F401  # before others import
 
 # isort: split
 from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,25 +34,25 @@ def evaluate(
             features.append(pooled(tap.take(output), loss))
     model.train(was_training)
 
-    logits, target = torch.cat(logits), torch.cat(targets)
+    outputs, target = torch.cat(logits), torch.cat(targets)
     layers = [torch.cat(parts) for parts in zip(*features, strict=True)]
     gini, kl = disc_terms(layers, target, num_classes, **term_options(loss))
 
-    def accuracy(average: str) -> float:
-        share = multiclass_accuracy(logits, target, num_classes, average)
+    def accuracy(average: Literal["micro", "macro"]) -> float:
+        share = multiclass_accuracy(outputs, target, num_classes, average)
         return round(100 * share.item(), 4)  # it is float32
 
     return {
         "accuracy": accuracy("micro"),
         "class_accuracy": accuracy("macro"),
-        "ce": F.cross_entropy(logits, target).item(),
+        "ce": F.cross_entropy(outputs, target).item(),
         "gini": gini.item(),
         "kl": kl.item(),
         "live": live_share(layers, target, num_classes, loss).item(),
     }
 
 
-def term_options(loss: Loss) -> dict[str, object]:
+def term_options(loss: Loss) -> dict[str, Any]:
     """What `disc_terms` takes, feature_dim aside."""
     names = ("activation", "impurity", "prior", "backend")
     return {name: getattr(loss, name) for name in names}
@@ -65,7 +66,7 @@ def pooled(features: Tensor | list[Tensor], loss: Loss) -> list[Tensor]:
 
 def live_share(layers: list[Tensor], target: Tensor, num_classes: int, loss: Loss) -> Tensor:
     """The share of the features [N, D] that fire at all."""
-    options = {"activation": loss.activation, "backend": loss.backend}
+    options: dict[str, Any] = {"activation": loss.activation, "backend": loss.backend}
     shares = [
         (class_histogram(x, target, num_classes, **options).sum(0) > 0).float().mean()
         for x in layers

@@ -9,6 +9,8 @@ the last residual block has one convolution instead of two. Counted as the origi
 (convolutions outside the shortcuts, and the linear layer), that makes 17.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,14 +59,14 @@ def _resnet(options: Model, num_classes: int, small: bool) -> nn.Module:
     return model
 
 
-def _block(name: str) -> type[nn.Module]:
+def _block(name: str) -> Any:
     return models.resnet.Bottleneck if name == "resnet50" else models.resnet.BasicBlock
 
 
 class _Narrow(models.ResNet):
     """torchvision's ResNet with fewer channels everywhere."""
 
-    def __init__(self, block: type[nn.Module], layers: list[int], num_classes: int, width: float):
+    def __init__(self, block: Any, layers: list[int], num_classes: int, width: float):
         self.share = width
         super().__init__(block, layers, num_classes)
         stem = self._channels(64)
@@ -76,10 +78,10 @@ class _Narrow(models.ResNet):
     def _channels(self, original: int) -> int:
         return max(1, round(original * self.share))
 
-    def _make_layer(self, block, planes: int, *arguments, **keywords) -> nn.Sequential:
+    def _make_layer(self, block: Any, planes: int, *args: Any, **keywords: Any) -> nn.Sequential:
         if planes == 64:  # the first
             self.inplanes = self._channels(64)
-        return super()._make_layer(block, self._channels(planes), *arguments, **keywords)
+        return super()._make_layer(block, self._channels(planes), *args, **keywords)
 
 
 class _DropoutLinear(nn.Linear):
@@ -94,7 +96,7 @@ class _DropoutLinear(nn.Linear):
 class _OneConvolution(nn.Module):
     """relu(x + bn(conv(x))): what is left of a BasicBlock without its second convolution."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: Any):
         super().__init__()
         self.conv1, self.bn1, self.relu = block.conv1, block.bn1, block.relu
 
@@ -117,7 +119,7 @@ def _cvt13(options: Model, num_classes: int, small: bool) -> nn.Module:
         ).train()
     heads = [1, 3, 6]
     channels = max(1, round(64 * options.width))  # of one head
-    config = CvtConfig(num_labels=num_classes, embed_dim=[channels * n for n in heads])
+    config = CvtConfig(num_labels=num_classes, embed_dim=[channels * n for n in heads])  # type: ignore[call-arg]
     assert list(config.num_heads) == heads
     if small:
         config.patch_sizes, config.patch_stride, config.patch_padding = [3] * 3, [2] * 3, [1] * 3

@@ -37,7 +37,9 @@ def schedule(optimizer: Optimizer, train: Train, steps: int, per_epoch: int) -> 
         if train.lr_schedule == "constant":
             return 1.0
         if train.lr_schedule == "step":
-            return train.lr_factor ** sum(step >= per_epoch * epoch for epoch in train.lr_steps)
+            return train.lr_factor ** sum(
+                step >= per_epoch * epoch for epoch in train.lr_steps or ()
+            )
         return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
     return LambdaLR(optimizer, share)

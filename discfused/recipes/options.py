@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from discfused._definitions import ACTIVATIONS, IMPURITIES
 
@@ -49,12 +50,12 @@ AT_MOST = {"model.width": 4, "model.dropout": 0.99, "loss.label_smoothing": 1, "
            "train.lr_warmup": 1, "train.momentum": 1, "train.ema": 1}  # fmt: skip
 
 
-def no_effect(**keywords) -> typing.Any:
+def no_effect(**keywords: Any) -> Any:
     """An option that says where and how a run is carried out, not what it finds."""
     return field(metadata={"no_effect": True}, **keywords)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     name: str
     root: str | None = no_effect()  # folder that holds caltech101/, cifar-100-python/ ...
@@ -99,7 +100,7 @@ class Loss:
     backend: str | None = no_effect()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Train:
     epochs: int
     max_steps: int | None  # stop after so many steps, if the epochs are more
@@ -130,7 +131,7 @@ class Options:
     train: Train
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in flat(self).items():
             _check_value(name, value)
         K, batch = self.data.samples_per_class, self.train.batch_size
@@ -150,7 +151,7 @@ class Options:
                              "and a train.eval_every above 0")  # fmt: skip
 
 
-def read(path: Path) -> dict:
+def read(path: Path) -> dict[str, Any]:
     """The YAML file as nested dictionaries, options unchecked."""
     import yaml
 
@@ -168,11 +169,11 @@ def read(path: Path) -> dict:
     return recipe
 
 
-def parse(recipe: dict, changes: dict[str, object] | None = None) -> Options:
+def parse(recipe: dict[str, Any], changes: dict[str, object] | None = None) -> Options:
     """Checked options: the recipe's values, and those of `changes` ({dotted name: value}) first."""
     given = dict(_flat({name: value for name, value in recipe.items() if name != "sweep"}))
     given.update(changes or {})
-    sections = typing.get_type_hints(Options)
+    sections: dict[str, Any] = typing.get_type_hints(Options)
     known = dict(_hints())
     for name in given:
         if name not in known:
@@ -181,9 +182,13 @@ def parse(recipe: dict, changes: dict[str, object] | None = None) -> Options:
     if missing := [name for name in known if name not in given]:
         raise ValueError(f"the recipe says nothing about {', '.join(missing)}: a recipe gives "
                          "every option a value")  # fmt: skip
-    values = {name: _typed(name, value, known[name]) for name, value in given.items()}
-    parts = {
-        section: kind(**{f.name: values[f"{section}.{f.name}"] for f in dataclasses.fields(kind)})
+    values: dict[str, Any] = {
+        name: _typed(name, value, known[name]) for name, value in given.items()
+    }
+    parts: dict[str, Any] = {
+        section: typing.cast(Any, kind)(
+            **{f.name: values[f"{section}.{f.name}"] for f in dataclasses.fields(kind)}
+        )
         for section, kind in sections.items()
         if dataclasses.is_dataclass(kind)
     }
@@ -206,7 +211,7 @@ def identity(options: Options) -> dict[str, object]:
     if options.train.select == "last":  # then it is looked at, and nothing else
         del values["train.eval_every"]
     terms = options.loss.name.split("+")
-    unused = {term: f"loss.{term}_weight" for term in ("gini", "kl") if term not in terms}.values()
+    unused = [f"loss.{term}_weight" for term in ("gini", "kl") if term not in terms]
     if terms == ["ce"]:  # it trains the same whatever is tapped
         unused = [name for name in values
                   if name.startswith("loss.")
@@ -214,7 +219,7 @@ def identity(options: Options) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in unused}
 
 
-def _flat(mapping: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _flat(mapping: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in mapping.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -252,7 +257,7 @@ def _typed(name: str, value: object, hint: object) -> object:
     raise TypeError(f"{name} is {value!r}, expected {names.replace('NoneType', 'null')}")
 
 
-def _check_value(name: str, value: object) -> None:
+def _check_value(name: str, value: Any) -> None:
     if name in CHOICES and value not in CHOICES[name]:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(CHOICES[name])}")
     if value is None:

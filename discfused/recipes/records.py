@@ -19,6 +19,7 @@ import math
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -70,7 +71,7 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def finished(folder: Path, options: Options, resume: bool) -> dict | None:
+def finished(folder: Path, options: Options, resume: bool) -> dict[str, Any] | None:
     """The row of the run if it has ended, None if it can begin or go on."""
     result = folder / RESULT
     if not resume and (result.exists() or (folder / CHECKPOINT).exists()):
@@ -83,7 +84,7 @@ def finished(folder: Path, options: Options, resume: bool) -> dict | None:
     return row
 
 
-def same_run(stored: dict, options: Options, folder: Path) -> None:
+def same_run(stored: dict[str, Any], options: Options, folder: Path) -> None:
     wanted = identity(options) | {"seed": options.seed}
     changed = [f"{name} {stored.get(name)!r} -> {wanted.get(name)!r}"
                for name in stored | wanted if stored.get(name) != wanted.get(name)]  # fmt: skip
@@ -92,7 +93,7 @@ def same_run(stored: dict, options: Options, folder: Path) -> None:
                        "same ones to go on with it, or another --out")  # fmt: skip
 
 
-def checkpoint(folder: Path, options: Options, processes: int) -> dict | OtherRun | None:
+def checkpoint(folder: Path, options: Options, processes: int) -> dict[str, Any] | OtherRun | None:
     """What a run left to go on from, if it did; or why it is none of this run."""
     path = folder / CHECKPOINT
     if not path.exists():
@@ -129,7 +130,9 @@ def environment(device: torch.device, world_size: int) -> dict[str, object]:
     }
 
 
-def write_result(folder: Path, options: Options, result: dict, where: dict) -> dict:
+def write_result(
+    folder: Path, options: Options, result: dict[str, Any], where: dict[str, Any]
+) -> dict[str, Any]:
     """The row of a run: result.jsonl appears whole, or not at all."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     row = {"seed": options.seed, **result, "options": identity(options), "where": where,
@@ -139,7 +142,7 @@ def write_result(folder: Path, options: Options, result: dict, where: dict) -> d
     return row
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 

@@ -74,7 +74,7 @@ class Batches:
         return max(0, self.stop - self.start)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, plan = -1, None
+        epoch, plan = -1, torch.empty(0)
         for step in range(self.start, self.stop):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch

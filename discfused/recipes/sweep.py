@@ -11,16 +11,17 @@ machine, or of several that share the folder) work on one sweep: each takes runs
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 from discfused.recipes import records, train
 from discfused.recipes.options import Options, parse
 
 
-def cells(recipe: dict, changes: dict[str, object], seed: int) -> list[Options]:
+def cells(recipe: dict[str, Any], changes: dict[str, object], seed: int) -> list[Options]:
     """One of each: combinations that come to the same (cross-entropy has no weights) are one, the
     first of them, whose layers and activation its features are measured with."""
     grids = recipe.get("sweep") or {}
-    found = {}
+    found: dict[str, Any] = {}
     for grid in grids if isinstance(grids, list) else [grids]:
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
@@ -33,7 +34,11 @@ def cells(recipe: dict, changes: dict[str, object], seed: int) -> list[Options]:
 
 
 def run(
-    recipe: dict, seeds: int, out: Path, changes: dict[str, object] | None = None, first: int = 0
+    recipe: dict[str, Any],
+    seeds: int,
+    out: Path,
+    changes: dict[str, object] | None = None,
+    first: int = 0,
 ) -> str:
     """Runs what is missing of the seeds from `first` on, one after the other so that pairs are
     complete early; says what was done."""

@@ -8,7 +8,7 @@ import json
 import statistics
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     """The runs that differ in their seed alone."""
 
     options: dict[str, object]
-    rows: dict[int, dict]  # by seed, those that ended well
+    rows: dict[int, dict[str, Any]]  # by seed, those that ended well
     failed: int
 
 
@@ -46,9 +46,9 @@ def make(folder: Path) -> str:
     return text
 
 
-def collect(folder: Path) -> list[dict]:
+def collect(folder: Path) -> list[dict[str, Any]]:
     """Every run once: of two rows with the same options and seed, the one that ended last."""
-    found: dict[tuple, dict] = {}
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path in sorted([*folder.rglob(RESULT), *folder.rglob(ROWS)]):
         for row in read_rows(path):
             key = _key(setting(row)), row["seed"]
@@ -62,13 +62,13 @@ def collect(folder: Path) -> list[dict]:
     return [found[key] for key in sorted(found)]
 
 
-def setting(row: dict) -> dict[str, object]:
+def setting(row: dict[str, Any]) -> dict[str, object]:
     """What runs that may be averaged have in common. The batch size is that of each process, so
     their number is part of it."""
     return row["options"] | {PROCESSES: row.get("where", {}).get("processes", 1)}
 
 
-def group(rows: list[dict]) -> list[Cell]:
+def group(rows: list[dict[str, Any]]) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for row in rows:
         options = setting(row)
@@ -151,7 +151,7 @@ def draw(cells: list[Cell], path: Path) -> None:
     plt.close(figure)
 
 
-def _place(cell: Cell) -> tuple:
+def _place(cell: Cell) -> tuple[Any, ...]:
     """Next to the cells that it is compared with, cross-entropy first."""
     loss = str(cell.options["loss.name"])
     return _key(_baseline(cell.options)), LOSSES.index(loss), _key(cell.options)

@@ -16,11 +16,13 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from discfused import FeatureTap, FusedDiscLoss
@@ -28,6 +30,7 @@ from discfused._files import write_atomically
 from discfused._interrupt import Watch
 from discfused.recipes import data, evaluate, interrupt, models, optimization, records
 from discfused.recipes.options import Options, identity
+from discfused.recipes.sampler import Batches
 
 TEST_BATCH = 256
 
@@ -41,13 +44,13 @@ def launch(options: Options) -> Fabric:
         strategy="ddp" if world_size > 1 else "auto",
         devices=local,
         num_nodes=world_size // local,
-        precision=options.train.precision,
+        precision=cast(Any, options.train.precision),
     )
     fabric.launch()
     return fabric
 
 
-def run(options: Options, folder: Path, *, resume: bool = False) -> dict:
+def run(options: Options, folder: Path, *, resume: bool = False) -> dict[str, Any]:
     """The row of the run; with `resume`, goes on from the folder's checkpoint if there is one.
 
     Raises:
@@ -64,7 +67,7 @@ def run_if_missing(options: Options, folder: Path) -> bool:
     return _row(options, folder, resume=True)[1]
 
 
-def _row(options: Options, folder: Path, resume: bool) -> tuple[dict, bool]:
+def _row(options: Options, folder: Path, resume: bool) -> tuple[dict[str, Any], bool]:
     """The row of the run, and whether there was anything left to do for it."""
     fabric = launch(options)
     with contextlib.ExitStack() as held:
@@ -76,7 +79,7 @@ def _row(options: Options, folder: Path, resume: bool) -> tuple[dict, bool]:
 
 def _look(
     options: Options, folder: Path, resume: bool, held: contextlib.ExitStack
-) -> dict | Exception | None:
+) -> dict[str, Any] | Exception | None:
     """The row of a run that has ended, why it cannot run, or None; takes the folder's lock."""
     try:
         held.enter_context(records.lock(folder))
@@ -86,7 +89,7 @@ def _look(
         return error
 
 
-def _agreed(fabric: Fabric, outcome: dict | Exception | None) -> dict | None:
+def _agreed(fabric: Fabric, outcome: dict[str, Any] | Exception | None) -> dict[str, Any] | None:
     """Rank 0's outcome in every process: returned, or raised."""
     outcome = fabric.broadcast(outcome)
     if isinstance(outcome, Exception):
@@ -99,7 +102,7 @@ class Training:
         self.options, self.folder, self.fabric = options, folder, fabric
         self.parts = data.load(options.data, options.seed)
         self.num_classes = len(self.parts.classes)
-        self.batches = data.Batches(
+        self.batches = Batches(
             self.parts.train.labels,
             options.train.batch_size,
             options.data.samples_per_class,
@@ -133,10 +136,12 @@ class Training:
             **evaluate.term_options(loss),
         )
         self.step = 0
-        self.best: dict | None = None  # the network that did best on the held-out images so far
+        self.best: dict[str, Any] | None = (
+            None  # the network that did best on the held-out images so far
+        )
         self.seconds = 0.0  # of training, tests and earlier processes of this run included
 
-    def run(self) -> dict:
+    def run(self) -> dict[str, Any]:
         fabric, train = self.fabric, self.options.train
         self.load()
         start = self.step
@@ -148,7 +153,9 @@ class Training:
             logs = {part: records.Log(self.folder, part, start) for part in parts}
         self.batches.start, self.batches.stop = start, self.steps
         loader = data.loader(self.parts.train, self.batches, self.options.data.workers)
-        loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        loader = cast(
+            DataLoader[Any], fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        )
         bar = tqdm(total=self.steps, initial=start, unit="step", desc=self.folder.name,
                    disable=None if fabric.is_global_zero else True)  # fmt: skip
         loss = self.options.loss
@@ -175,7 +182,8 @@ class Training:
                         self.save()
                     if watch.asked:
                         raise interrupt.Interrupted(self.step, self.steps)
-            return _agreed(fabric, self.finish(logs["test"]) if logs else None)
+            row = _agreed(fabric, self.finish(logs["test"]) if logs else None)
+            return cast(dict[str, Any], row)
         finally:
             for log in logs.values():
                 log.close()
@@ -208,8 +216,10 @@ class Training:
         checked = self.step % every == 0 or self.step % options.train.save_every == 0
         if not (checked or self.step in (1, self.steps)):
             return {}
-        terms = {name: term.item() for name, term in self.criterion.terms._asdict().items()}
-        self.check_finite(fabric.all_reduce(loss.detach(), reduce_op="mean").item(), terms)
+        of_loss: Any = self.criterion.terms  # of the step just made
+        terms = {name: term.item() for name, term in of_loss._asdict().items()}
+        mean: Any = fabric.all_reduce(loss.detach(), reduce_op="mean")
+        self.check_finite(mean.item(), terms)
         layers = evaluate.pooled(features, options.loss)
         right = (logits.argmax(1) == target).float().mean().item()
         live = evaluate.live_share(layers, target, self.num_classes, options.loss).item()
@@ -247,7 +257,7 @@ class Training:
     def tested(self) -> nn.Module:
         return self.network if self.average is None else self.average.module
 
-    def finish(self, log: records.Log) -> dict | FloatingPointError:
+    def finish(self, log: records.Log) -> dict[str, Any] | FloatingPointError:
         if self.best is not None:
             self.tested().load_state_dict(self.best["state"])
         result = self.evaluate(self.parts.test)
