@@ -20,14 +20,14 @@ class Code(NamedTuple):
     spilled: int  # bytes (of AMD's, registers)
     shared: int
     threads: int
-    loads: int  # from global memory in flight at a time, in the loop that loads most
+    loads: int  # from global memory on their way at a time (in_flight)
     load_bytes: int  # of a thread; these loads together
 
     @property
     def blocks(self) -> int:
         """That run on a multiprocessor of sm_90 at a time."""
         warps = -(-self.threads // 32)
-        of_warp = -(-self.registers * 32 // 256) * 256
+        of_warp = -(-self.registers * 32 // 256) * 256  # given out in pieces of 256
         return min(
             MOST_BLOCKS,
             MOST_WARPS // warps,
