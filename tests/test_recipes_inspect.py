@@ -1,6 +1,7 @@
 """`discfused inspect` on runs of the recipes."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -18,7 +19,10 @@ def runs(tmp_path_factory):
     """Two runs on digits, one with dropout and one that never learns on; and one of CvT-13."""
     folder = tmp_path_factory.mktemp("runs")
     for name, changes in (
-        ("plain", {"loss.name": "ce", "model.dropout": 0.4, "data.validation": 3}),
+        (
+            "plain",
+            {"loss.name": "ce", "model.dropout": 0.4, "data.validation": 3, "data.augment": "crop"},
+        ),
         ("terms", {"loss.name": "ce+gini+kl", "model.name": "resnet17"}),
         ("cvt", {"model.name": "cvt13", "train.ema": 0.5}),
     ):
@@ -61,16 +65,21 @@ def test_two_runs_side_by_side_in_the_folder_of_the_first(runs, capsys):
 
 @pytest.mark.parametrize(("part", "samples"), [("train", 17), ("validation", 3)])
 def test_other_images_of_the_data(runs, tmp_path, part, samples):
-    """Without augmentation, so twice the same."""
-    numbers = []
-    for name in ("one", "two"):
-        arguments = ["--checkpoint", runs / "plain", "--part", part, "--layers", "conv1", "layer4"]
-        assert inspect(*arguments, "--out", tmp_path / name) == 0
-        document = json.loads((tmp_path / name / "report.json").read_text())
-        assert document["runs"][0]["samples"] == samples
-        numbers.append(document["runs"][0]["layers"])
-    assert [layer["name"] for layer in numbers[0]] == ["conv1", "layer4"]
-    assert numbers[0] == numbers[1]
+    """Without augmentation, whatever the recipe says."""
+    same = tmp_path / "same"
+    shutil.copytree(runs / "plain", same)
+    recipe = (same / "recipe.yaml").read_text()
+    assert "augment: crop\n" in recipe
+    (same / "recipe.yaml").write_text(recipe.replace("augment: crop", "augment: none"))
+    found = []
+    for folder in (runs / "plain", same):
+        arguments = ["--checkpoint", folder, "--part", part, "--layers", "conv1", "layer4"]
+        assert inspect(*arguments, "--out", tmp_path / "out") == 0
+        (run,) = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
+        assert run["samples"] == samples
+        found.append(run["layers"])
+    assert [layer["name"] for layer in found[0]] == ["conv1", "layer4"]
+    assert found[0] == found[1]
 
 
 def test_a_run_that_goes_on(tmp_path, monkeypatch):

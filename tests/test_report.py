@@ -8,6 +8,7 @@ from report_cases import BATCH, C, D, N, Small, images, loader  # isort: skip
 import discfused
 from discfused.inspection import exciting
 from discfused.inspection.exciting import KEPT, PIXELS, MostExciting
+from discfused.inspection.page import Report
 from discfused.metrics import feature_discriminability
 
 
@@ -77,7 +78,7 @@ def test_the_most_exciting_samples_are_those_of_a_sort_of_all():
         found.update(x[rows], y[rows], pictures[rows], first)
         first += len(rows)
         shown = {each.sample for j in range(7) for each in found.of(j)}
-        assert set(found.pictures) == shown  # and none beside
+        assert found.samples_with_picture == shown  # and none beside
     for j in (0, 1, 2, 5, 6):
         order = x[:, j].argsort(descending=True)[:KEPT]
         assert [each.sample for each in found.of(j)] == order.tolist()
@@ -88,7 +89,6 @@ def test_the_most_exciting_samples_are_those_of_a_sort_of_all():
             stretched = (image - image.min()) / (image.max() - image.min())
             expected = (255 * stretched).round().to(torch.uint8).permute(1, 2, 0)
             assert torch.equal(torch.from_numpy(each.picture), expected)
-            assert each.picture.base is None  # and no batch is kept
     assert found.of(3) == [] and [each.sample for each in found.of(4)] == [5]
 
 
@@ -109,7 +109,7 @@ def test_a_network_of_torchvision():
     x, y = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
     report = discfused.report(models.resnet18(num_classes=3), [(x, y)])
     assert [*report.runs[0].layers] == ["input of fc"] and len(report.runs[0].last.mass) == 512
-    assert "images" in [picture.kind for picture in report.pictures]
+    assert "images-1" in [picture.kind for picture in report.pictures]
 
 
 def test_a_classifier_of_images_and_one_of_text_from_transformers():
@@ -121,12 +121,12 @@ def test_a_classifier_of_images_and_one_of_text_from_transformers():
     batch = {"pixel_values": torch.rand(6, 3, 16, 16), "labels": y}
     report = discfused.report(transformers.ViTForImageClassification(config), [batch, batch])
     assert report.class_names == ["cat", "dog", "owl"] and report.runs[0].samples == 12
-    assert len(report.runs[0].last.mass) == 16 and report.runs[0].exciting.pictures
+    assert len(report.runs[0].last.mass) == 16 and report.runs[0].exciting.samples_with_picture
 
     config = transformers.BertConfig(vocab_size=20, **small)
     batch = {"input_ids": torch.randint(0, 20, (6, 5)), "label": y}
     report = discfused.report(transformers.BertForSequenceClassification(config), [batch])
-    assert "images" not in [picture.kind for picture in report.pictures]
+    assert "images-1" not in [picture.kind for picture in report.pictures]
     assert report.document()["runs"][0]["images"][0]["samples"][0]["label"] in (0, 1, 2)
     assert "What excites them?" not in report.page and "owl" in report.page
 
@@ -200,6 +200,9 @@ def test_runs_side_by_side():
     three = discfused.report(Small(), loader(), compare=[both, after])
     assert [run.name for run in three.runs] == ["a", "Small", "Small (2)", "Small (3)"]
     same(three.runs[0].last, before.runs[0].last)
+    assert [run.name for run in Report([*three.runs, after.runs[0]]).runs][-1] == "Small (4)"
+    with pytest.raises(ValueError, match="runs is empty, expected at least one"):
+        Report([])
     other = discfused.report(Small(), loader(), class_names="abcd")
     with pytest.raises(ValueError, match="compare holds runs on other classes"):
         discfused.report(Small(), loader(), compare=other)

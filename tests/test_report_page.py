@@ -95,7 +95,7 @@ def test_the_files_hold_every_number(tmp_path):
     assert path == tmp_path / "a" / "b" / "report.html"
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "classes.csv", "distributions.png", "features-per-class.png", "features.csv",
-        "heat-map.png", "images-_two_.png", "images-one.png", "report.html", "report.json",
+        "heat-map.png", "images-1.png", "images-2.png", "report.html", "report.json",
     ]  # fmt: skip
     document = json.loads((path.parent / "report.json").read_text())
     features = [*csv.DictReader((path.parent / "features.csv").open())]
@@ -115,6 +115,12 @@ def test_the_files_hold_every_number(tmp_path):
             assert [row[column] for row in of_run] == [str(value) for value in expected]
     image = document["runs"][0]["images"][0]
     assert image["samples"][0]["activation"] == RUNS[0].exciting.of(image["feature"])[0].activation
+
+
+def test_how_a_number_is_written():
+    assert [*map(page.number, (12345.0, 12345, 0.0, 1 / 3, 1e-7, float("inf")))] == [
+        "12,345", "12,345", "0", "0.3333", "1e-07", "inf"
+    ]  # fmt: skip
 
 
 def test_what_is_not_finite_is_null():

@@ -1,5 +1,6 @@
 """Which samples excite every feature most, and small pictures of them."""
 
+import math
 from typing import NamedTuple
 
 import numpy
@@ -28,7 +29,11 @@ class MostExciting:
         self._activations = torch.full((KEPT, num_features), -1.0)
         self._samples = torch.full((KEPT, num_features), -1)
         self._labels: dict[int, int] = {}
-        self.pictures: dict[int, numpy.ndarray] = {}
+        # In one piece, which takes memory as it is filled: thousands of small ones, each made
+        # between large tensors and kept, would hold the heap around them.
+        self._pictures = numpy.zeros((KEPT * num_features, 3 * PIXELS**2), numpy.uint8)
+        self._free = [*range(len(self._pictures))]
+        self._places: dict[int, tuple[int, tuple[int, ...]]] = {}  # sample: row and shape
 
     def update(self, x: Tensor, target: Tensor, images: Tensor | None, first: int) -> None:
         """x: [N, D], activated. `first`: the number of the first sample."""
@@ -43,23 +48,36 @@ class MostExciting:
         wanted = set(self._samples[self._activations > 0].tolist())
         for sample in self._labels.keys() - wanted:
             del self._labels[sample]
-            self.pictures.pop(sample, None)
+            if sample in self._places:
+                self._free.append(self._places.pop(sample)[0])
         new = sorted(sample for sample in wanted if sample >= first)
         labels = labels.cpu()
         self._labels.update((sample, int(labels[sample - first])) for sample in new)
         if images is not None and new:
             pictures = _pictures(images[[sample - first for sample in new]])
-            # Copies: a view would keep the others.
-            self.pictures.update((s, p.copy()) for s, p in zip(new, pictures, strict=True))
+            for sample, picture in zip(new, pictures, strict=True):
+                row = self._free.pop()
+                self._pictures[row, : picture.size] = picture.ravel()
+                self._places[sample] = row, picture.shape
+
+    @property
+    def samples_with_picture(self) -> set[int]:
+        return set(self._places)
 
     def of(self, feature: int) -> list[Example]:
         """The most exciting first; none where the feature never fired."""
         columns = self._samples[:, feature].tolist(), self._activations[:, feature].tolist()
         return [
-            Example(sample, self._labels[sample], activation, self.pictures.get(sample))
+            Example(sample, self._labels[sample], activation, self._picture(sample))
             for sample, activation in zip(*columns, strict=True)
             if activation > 0
         ]
+
+    def _picture(self, sample: int) -> numpy.ndarray | None:
+        if sample not in self._places:
+            return None
+        row, shape = self._places[sample]
+        return self._pictures[row, : math.prod(shape)].reshape(shape)
 
 
 def _pictures(images: Tensor) -> numpy.ndarray:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import html
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -42,10 +43,7 @@ class Picture(NamedTuple):
 
     @property
     def file(self) -> str:
-        of_run = (
-            "" if self.run is None else "-" + "".join(c if c.isalnum() else "_" for c in self.run)
-        )
-        return f"{self.kind}{of_run}.png"
+        return f"{self.kind}.png"
 
     def uri(self, appearance: str) -> str:
         encoded = base64.b64encode(getattr(self, appearance)).decode()
@@ -66,6 +64,8 @@ class Report:
     runs: Sequence[Run]
 
     def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("runs is empty, expected at least one")
         names = [run.class_names for run in self.runs]
         if any(each != names[0] for each in names):
             counts = ", ".join(str(len(each)) for each in names)
@@ -73,13 +73,12 @@ class Report:
                 f"compare holds runs on other classes ({counts} of them, or other names): expected "
                 "the same class_names"
             )
-        given: dict[str, int] = {}
-        runs = []
+        runs: dict[str, Run] = {}
         for run in self.runs:  # names are what tells them apart
-            given[run.name] = given.get(run.name, 0) + 1
-            number = f" ({given[run.name]})" if given[run.name] > 1 else ""
-            runs.append(run._replace(name=run.name + number))
-        object.__setattr__(self, "runs", tuple(runs))
+            free = (f"{run.name} ({number})" for number in itertools.count(2))
+            name = next(name for name in itertools.chain([run.name], free) if name not in runs)
+            runs[name] = run._replace(name=name)
+        object.__setattr__(self, "runs", tuple(runs.values()))
 
     @property
     def partial(self) -> bool:
@@ -95,21 +94,16 @@ class Report:
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        last = {run.name: run.last for run in self.runs}
+        last, names = {run.name: run.last for run in self.runs}, self.class_names
         drawn = [
-            _picture("heat-map", None, figures.heat_maps, last, self.class_names),
+            _picture("heat-map", None, figures.heat_maps, last, names),
             _picture("distributions", None, figures.distributions, last),
-            _picture(
-                "features-per-class", None, figures.features_per_class, last, self.class_names
-            ),
+            _picture("features-per-class", None, figures.features_per_class, last, names),
         ]
-        for run in self.runs:
-            if (
-                run.exciting is not None
-                and run.exciting.pictures
-                and (chosen := features_shown(run))
-            ):
-                drawn.append(_picture("images", run.name, figures.exciting_images, run, chosen))
+        for index, run in enumerate(self.runs):
+            if run.exciting.samples_with_picture and (chosen := features_shown(run)):
+                kind = f"images-{index + 1}"
+                drawn.append(_picture(kind, run.name, figures.exciting_images, run, chosen))
         if any(len(run.layers) > 1 for run in self.runs):
             drawn.append(_picture("layers", None, figures.layer_curves, self.runs))
         return drawn
@@ -217,7 +211,9 @@ def features_shown(run: Run) -> list[int]:
 
 def number(value: float) -> str:
     """As the page shows it."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if math.isfinite(value) and value == int(value):
+        return f"{int(value):,}"
+    return f"{value:.4g}"
 
 
 def _without(run: Run) -> list[str]:
