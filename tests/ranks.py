@@ -265,3 +265,8 @@ def metric(rank: int) -> None:
         )
         for name, value in expected._asdict().items():
             torch.testing.assert_close(getattr(got, name), value, rtol=1e-5, atol=1e-6)
+    if rank == 0:  # a report is of the process that asks for it, and waits for none
+        from discfused import report
+
+        x, y = images()
+        assert report(Net().double(), [(x, y)]).runs[0].samples == len(y)

@@ -54,7 +54,10 @@ def measure(
         feature_dim = -1 if layers is None else 1
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    options: dict[str, Any] = {"activation": activation, "prior": prior, "backend": backend}
+    # Of this process alone, which may be the only one to ask.
+    options: dict[str, Any] = {
+        "activation": activation, "prior": prior, "backend": backend, "sync_on_compute": False,
+    }  # fmt: skip
     metrics: list[FeatureDiscriminability] = []
     exciting: Any = None
     seen, partial = 0, False
