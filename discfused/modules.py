@@ -231,7 +231,8 @@ class FusedDiscLoss(nn.Module):
 
         loss * n / num_items_in_batch, n the number of labels that are not ignored: summed over the
         micro-batches of an accumulated step this is the mean cross-entropy of the whole batch, and
-        the mean of the micro-batches' terms, weighted by their sizes.
+        the mean of the micro-batches' terms, weighted by their sizes. With process_group that is
+        exact where the processes' micro-batches have equally many labels.
 
         Raises:
             ValueError: reduction is not "mean".

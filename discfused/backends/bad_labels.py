@@ -12,13 +12,13 @@ from discfused import _inputs
 
 
 class BadLabels:
-    """How many labels of a batch were out of range, told without a synchronisation.
+    """Reports labels out of range without a synchronisation.
 
     Kernels write the number into pinned host memory, and only if there are any: no copy, no event,
-    nothing that a CUDA graph could not hold, so they do in every replay of one, too. The host looks
-    when it comes by the next time, so the error may come one call late, and after the last call
-    when Python ends; the rows themselves never count. torch._assert_async would leave the process
-    without a usable device, and could not say how many.
+    nothing that a CUDA graph could not hold, so they do in every replay of one, too. The host reads
+    it at the next call, so the error may come one call late, and after the last call when Python
+    ends; the rows themselves never count. torch._assert_async would leave the process without a
+    usable device, and could not say how many.
     """
 
     def __init__(self, device: torch.device):
@@ -28,7 +28,7 @@ class BadLabels:
         self._host = ctypes.c_int32.from_address(self.flag.data_ptr())
         # The batches that a report can be of: it is read one call late at most.
         self._batches: deque[tuple[Tensor, int, int]] = deque(maxlen=2)
-        atexit.register(self.last_words)
+        atexit.register(self.at_exit)
 
     def watch(self, target: Tensor, num_classes: int, ignore_index: int) -> None:
         """What the next kernel looks at."""
@@ -51,8 +51,8 @@ class BadLabels:
             "[0, num_classes) or ignore_index"
         )
 
-    def last_words(self) -> None:
-        """Too late to raise. What the GPU has not come to by now stays untold."""
+    def at_exit(self) -> None:
+        """Too late to raise. What the GPU has not done by now is not reported."""
         try:
             self.check()
         except IndexError as error:
@@ -74,13 +74,13 @@ def bad_labels(device: torch.device) -> BadLabels:
 
 
 def check_labels() -> None:
-    """Tell of labels out of range in what the GPUs have done so far.
+    """Report labels out of range in what the GPUs have done so far.
 
     Every call of the loss does this. A replay of a CUDA graph calls no Python: ask here, after
     `torch.cuda.synchronize()` for all of it, or now and then for what is done by then.
 
     Raises:
-        IndexError: there were some; each is told once.
+        IndexError: there were some; each is reported once.
     """
     for report in _reports.values():
         report.check()
