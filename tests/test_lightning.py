@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 pytest.importorskip("lightning", reason="discfused.lightning needs Lightning")
+pytest.importorskip("tensorboard", reason="the logs are TensorBoard's")
 from report_cases import BATCH, C, Small, images  # isort: skip
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger

@@ -125,7 +125,7 @@ def on_device(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Mapping):
         return {key: on_device(each, device) for key, each in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(on_device(each, device) for each in value)
+        return [on_device(each, device) for each in value]
     return value.to(device) if isinstance(value, Tensor) else value
 
 
