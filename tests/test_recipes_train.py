@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from discfused.recipes import interrupt, models, records, train
+from discfused.recipes import models, records, train
 from discfused.recipes.options import flat
 from recipe_cases import (  # noqa: F401 (one_thread is a fixture)
     DATASETS,
@@ -95,7 +95,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(small, tmp_path, monkeypatc
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(train.Training, "train_step", interrupted_step)
-        with pytest.raises(interrupt.Interrupted, match=f"after step {stop_after} of 8.*--resume"):
+        with pytest.raises(records.Interrupted, match=f"after step {stop_after} of 8.*--resume"):
             train.run(options, parts)
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (parts / records.RESULT).exists()

@@ -191,14 +191,14 @@ def _attempt(act: Callable[[], int | None]) -> int:
     try:
         import yaml
 
-        from discfused.recipes import interrupt, records
+        from discfused.recipes import records
     except ImportError as error:
         return _say_what_to_install(error)
     try:
         return act() or 0
     except ImportError as error:
         return _say_what_to_install(error)
-    except interrupt.Interrupted as error:
+    except records.Interrupted as error:
         print(error, file=sys.stderr)
         return 130
     except (

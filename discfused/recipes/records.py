@@ -57,6 +57,14 @@ class OtherRun(RuntimeError):
     """What is in the folder is not what was asked for."""
 
 
+class Interrupted(Exception):
+    """By Ctrl-C or SIGTERM, between two steps."""
+
+    def __init__(self, step: int, steps: int):
+        super().__init__(f"stopped after step {step} of {steps}; the same command goes on from "
+                         "there (train: with --resume)")  # fmt: skip
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """The folder is ours alone while we are here; a process that dies gives it back."""

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from discfused import FeatureTap, FusedDiscLoss
 from discfused._files import write_atomically
 from discfused._interrupt import Watch
-from discfused.recipes import data, evaluate, interrupt, models, optimization, records
+from discfused.recipes import data, evaluate, models, optimization, records
 from discfused.recipes.options import Options, identity
 from discfused.recipes.sampler import Batches
 
@@ -57,7 +57,7 @@ def run(options: Options, folder: Path, *, resume: bool = False) -> dict[str, An
         records.InUse: another process runs in this folder.
         records.OtherRun: the folder holds another run, or one that was not to be resumed.
         FloatingPointError: the loss is not finite.
-        interrupt.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was left.
+        records.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was left.
     """
     return _row(options, folder, resume)[0]
 
@@ -181,7 +181,7 @@ class Training:
                     if watch.asked or (self.step % train.save_every == 0 and not done):
                         self.save()
                     if watch.asked:
-                        raise interrupt.Interrupted(self.step, self.steps)
+                        raise records.Interrupted(self.step, self.steps)
             row = _agreed(fabric, self.finish(logs["test"]) if logs else None)
             return cast(dict[str, Any], row)
         finally:
