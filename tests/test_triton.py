@@ -93,7 +93,7 @@ def test_bad_labels_of_the_last_batch_are_told_when_python_ends():
             [sys.executable, "-c", code.format(count)], capture_output=True, text=True, cwd="/"
         )
         assert run.returncode == 0
-        assert ("3 labels of a batch on cpu" in run.stderr) == (count == 3)
+        assert ("3 labels were out of range in a batch on cpu" in run.stderr) == (count == 3)
 
 
 def test_launches_are_inside_the_device_guard(monkeypatch):
