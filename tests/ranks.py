@@ -35,7 +35,8 @@ def _process(rank: int, function: Callable[[int], None], processes: int, store: 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     store = dist.FileStore(store, processes)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    kinds = "cpu:gloo,cuda:nccl" if torch.cuda.device_count() >= processes else "gloo"
+    dist.init_process_group(kinds, store=store, rank=rank, world_size=processes)
     function(rank)
     dist.barrier()
     dist.destroy_process_group()
@@ -100,6 +101,23 @@ def one_batch(rank: int) -> None:
                         got = torch.autograd.grad(part, parameters, materialize_grads=True)
                         for g, w in zip(got, wanted, strict=True):
                             torch.testing.assert_close(mean(g, group), w, **CLOSE)
+
+
+def on_gpus(
+    rank: int, device: str = "cuda", backends: tuple[str, ...] = ("triton", "cuda")
+) -> None:
+    """As one_batch, with a GPU for each process."""
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    N, rows = sum(BATCHES[: dist.get_world_size()]), own(rank)
+    x = torch.randn(N, 6, dtype=torch.float64).to(device).requires_grad_()
+    z, y = x[:, :3].detach(), (torch.arange(N) % 3).to(device)
+    for backend in backends:
+        whole = fused_disc_loss(z, y, x, backend=backend)
+        part = fused_disc_loss(z[rows], y[rows], x[rows], process_group="world", backend=backend)
+        torch.testing.assert_close(mean(part), whole.detach(), **CLOSE)
+        (wanted,), (got,) = (torch.autograd.grad(value, x) for value in (whole, part))
+        torch.testing.assert_close(mean(got), wanted, **CLOSE)
 
 
 def trained(criterion: FusedDiscLoss, model: nn.Module, rows: slice) -> list[Tensor]:

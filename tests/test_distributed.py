@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import ranks
@@ -31,6 +32,12 @@ pytestmark = pytest.mark.skipif(
 )
 def test_in_several_processes(function, processes, tmp_path):
     ranks.run(function, processes, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_by_nccl(tmp_path):
+    ranks.run(ranks.on_gpus, 2, tmp_path)
 
 
 def test_no_group_no_collective():
