@@ -151,6 +151,8 @@ class FusedDiscLoss(nn.Module):
         elif input is not None:
             raise TypeError("logits and input are both given, and mean the same: pass one of them")
         logits, features = self._logits_and_features(logits, features)
+        if class_sums is None:
+            class_sums = self._with_earlier(logits, target, features, sample_weight)
         loss, self.terms = fused_disc_loss(
             logits,
             target,
@@ -208,6 +210,16 @@ class FusedDiscLoss(nn.Module):
             check_labels=self.check_labels,
             backend=self.backend,
         )
+
+    def _with_earlier(
+        self,
+        logits: Tensor,
+        target: Any,
+        features: Tensor | Sequence[Tensor] | None,
+        sample_weight: Tensor | None,
+    ) -> ClassSums | None:
+        """The class sums of this call, where there are earlier ones to be added."""
+        return None
 
     def _logits_and_features(
         self, logits: Any, features: Tensor | Sequence[Tensor] | None

@@ -39,29 +39,22 @@ class RunningDiscLoss(FusedDiscLoss):
             raise ValueError(f"momentum is {momentum}, expected a number in [0, 1)")
         self.sums: ClassSums | None = None
 
-    def forward(
+    def _with_earlier(
         self,
-        logits: Any = None,
-        target: Any = None,
-        features: Tensor | Sequence[Tensor] | None = None,
-        *,
-        sample_weight: Tensor | None = None,
-        class_sums: ClassSums | None = None,
-        input: Any = None,
-    ) -> Tensor:
-        if class_sums is None and self.training and torch.is_grad_enabled():
-            made = input if logits is None else logits
-            own = class_sums = self.class_sums(made, target, features, sample_weight=sample_weight)
-            if self.sums is not None:
-                class_sums = own + self.sums * self.momentum
-                # Cross-entropy is the batch's own, whatever the sizes of the others.
-                counts = own.counts * class_sums.counts[2]
-                class_sums = ClassSums(class_sums.tables, class_sums.sizes, counts)
-            self.sums = class_sums
-        return super().forward(
-            logits, target, features, sample_weight=sample_weight, class_sums=class_sums,
-            input=input,
-        )  # fmt: skip
+        logits: Tensor,
+        target: Any,
+        features: Tensor | Sequence[Tensor] | None,
+        sample_weight: Tensor | None,
+    ) -> ClassSums | None:
+        if features is None or not (self.training and torch.is_grad_enabled()):
+            return None
+        sums = own = self.class_sums(logits, target, features, sample_weight=sample_weight)
+        if self.sums is not None:
+            sums = own + self.sums * self.momentum
+            # Cross-entropy is the batch's own, whatever the sizes of the others.
+            sums = ClassSums(sums.tables, sums.sizes, own.counts * sums.counts[2])
+        self.sums = sums
+        return sums
 
     def get_extra_state(self) -> dict[str, Any]:
         return {} if self.sums is None else self.sums.state_dict()
