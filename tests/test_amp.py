@@ -1,4 +1,5 @@
-"""Mixed precision: autocast, float16 and the loss scale. On a GPU, see test_gpu_training.py."""
+"""Mixed precision: autocast, float16 and the loss scale. For a GPU see
+backends/test_gpu_training.py."""
 
 import copy
 

@@ -1,5 +1,6 @@
 """What runs before the kernels never waits for a GPU: shown without one, on CUDA tensors that hold
-no data. For the kernels themselves see test_gpu.py, and BANNED in test_triton_compile.py."""
+no data. For the kernels themselves see test_gpu.py and BANNED in test_triton_compile.py, both in
+tests/backends."""
 
 import pytest
 import torch

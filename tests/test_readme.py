@@ -90,7 +90,7 @@ def test_what_contributing_points_to_is_there():
     assert not [path for path in paths if not (ROOT / path).exists()]
     code = "".join(
         path.read_text()
-        for pattern in ("discfused/**/*.py", "csrc/**/*.[hc]*", "tests/*.py")
+        for pattern in ("discfused/**/*.py", "csrc/**/*.[hc]*", "tests/**/*.py")
         for path in ROOT.glob(pattern)
     )
     for name in set(re.findall(r"`(\w+)`", text)) - {"discfused"}:

@@ -1,7 +1,7 @@
 // Launches a kernel on a stream. Included by .cu files alone.
 //
-// The tests compile the same .cu files with the host's compiler and tests/cuda_on_host.h, which has
-// CUDA's words, and runs the threads of a block in turn from barrier to barrier.
+// The tests compile the same .cu files with the host's compiler and tests/backends/cuda_on_host.h,
+// which has CUDA's words, and runs the threads of a block in turn from barrier to barrier.
 #pragma once
 
 #include <c10/util/Exception.h>

@@ -26,7 +26,7 @@ def test_under_the_interpreter():
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
          *(str(HERE / f"test_triton_{name}.py") for name in ("interpreter", "stages"))],
-        capture_output=True, text=True, env=environment, cwd=HERE.parent, timeout=900,
+        capture_output=True, text=True, env=environment, cwd=HERE.parents[1], timeout=900,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)

@@ -24,7 +24,7 @@ from test_loss import (  # noqa: F401 (collected here, with the fixture `backend
 )
 from test_parity import check_terms
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 for _module in (test_edges, test_facts, test_parity):
     globals().update({k: v for k, v in vars(_module).items() if k.startswith("test_")})
@@ -57,7 +57,7 @@ def on_host(tmp_path_factory):
     os.environ.setdefault("MAX_JOBS", str(build_plan.jobs()))
     cpp_extension.load(
         "cuda_on_host",
-        [str(ROOT / "csrc/cuda/ops.cpp"), str(ROOT / "tests/cuda_on_host.cpp")],
+        [str(ROOT / "csrc/cuda/ops.cpp"), str(ROOT / "tests/backends/cuda_on_host.cpp")],
         extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
         extra_cflags=["-O1", "-g0", "-Wno-unknown-pragmas", "-DDISCFUSED_CUDA_KEY=CPU"],
         build_directory=str(folder),

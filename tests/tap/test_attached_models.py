@@ -131,7 +131,7 @@ def test_saved_whole_it_loads_where_discfused_is_not(weights_only, tmp_path, req
     (tmp_path / "model.pt").write_bytes(attached.getvalue())
     torch.save((x, model(x).detach()), tmp_path / "values.pt")
     files = str(tmp_path / "model.pt"), str(weights_only), str(tmp_path / "values.pt")
-    code = f"import sys; sys.path.insert(0, {str(request.path.parent)!r})" + LOAD
+    code = f"import sys; sys.path.insert(0, {str(request.path.parents[1])!r})" + LOAD
     subprocess.run([sys.executable, "-c", code, *files], check=True)
     assert criteria[0](model(x), y).isfinite()
 

@@ -14,7 +14,7 @@ from torch import nn
 from discfused import FeatureTap, FusedDiscLoss, fused_disc_loss
 from models import CLASSES as C
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 N, D = 4, 6
 
 

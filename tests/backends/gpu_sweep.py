@@ -1,4 +1,4 @@
-"""A small sweep of a GPU backend, for compute-sanitizer: `python tests/gpu_sweep.py cuda`.
+"""A small sweep of a GPU backend, for compute-sanitizer: `python tests/backends/gpu_sweep.py cuda`.
 
 Every kernel at least once, at sizes that are no multiple of any block. It checks nothing itself:
 test_gpu.py does. With TRITON_INTERPRET=1 the smallest shape on the CPU.

@@ -1,4 +1,5 @@
-"""The CUDA kernels compiled for every architecture, without a GPU: what runs is in test_gpu.py."""
+"""The CUDA kernels compiled for every architecture, without a GPU. Where there is one,
+backends/test_gpu.py runs them."""
 
 import json
 import os
@@ -15,7 +16,7 @@ import build_plan
 from benchmarks import sass
 from discfused.backends import _library
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 KERNELS = {  # by source: names, and for how many dtypes
     "rows": {"labels_kernel": 2, "segments_kernel": 2, "sizes_kernel": 2},
