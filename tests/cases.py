@@ -45,13 +45,14 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 MARGIN = 32
 
 
-def allowed(oracle: Tensor, plain: Tensor, dtype: torch.dtype, rounded: bool) -> Tensor:
-    """The largest |result - oracle| that passes, for each element."""
+def allowed(oracle: Tensor, plain: Tensor, dtype: torch.dtype, rounding: float) -> Tensor:
+    """The largest |result - oracle| that passes, for each element; `rounding` to the dtype is in
+    units in the last place."""
     if not oracle.numel():
         return torch.zeros_like(oracle)
     unit = torch.finfo(accumulation_dtype(dtype)).eps * oracle.abs().max().clamp(min=1)
-    rounding = oracle.abs() * torch.finfo(dtype).eps / 2 if rounded else 0
-    return (plain - oracle).abs().max() + MARGIN * unit + rounding
+    last = oracle.abs() * torch.finfo(dtype).eps
+    return (plain - oracle).abs().max() + MARGIN * unit + rounding * last
 
 
 def labels(N: int, C: int, kind: str = "random") -> Tensor:
