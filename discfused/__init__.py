@@ -3,13 +3,8 @@
 from discfused._class_sums import ClassSums
 from discfused._version import __version__
 from discfused.backends.triton_warmup import warmup
-from discfused.functional import (
-    DiscTerms,
-    class_histogram,
-    class_sums,
-    disc_terms,
-    fused_disc_loss,
-)
+from discfused.functional import DiscTerms, disc_terms, fused_disc_loss
+from discfused.histogram import class_histogram, class_sums
 from discfused.inspection import report
 from discfused.modules import FusedDiscLoss
 from discfused.running import RunningDiscLoss

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from discfused import _cross_entropy, _inputs, _ops, backends, reference
+from discfused import _batch, _cross_entropy, _inputs, _ops, backends, reference
 from discfused._class_sums import ClassSums
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
@@ -128,7 +128,7 @@ def _rows(
     arguments = target, sample_weight, C, options.ignore_index, dtype
     if name != "reference":
         return _ops.named(name).rows(*arguments)
-    _inputs.check_labels(target, C, options.ignore_index)
+    _batch.check_labels(target, C, options.ignore_index)
     return reference.membership(*arguments)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from discfused import _cross_entropy, _inputs, _terms
+from discfused import _batch, _cross_entropy, _inputs, _terms
 from discfused._class_sums import ClassSums, whole_batch
 from discfused._definitions import accumulation_dtype
 
@@ -99,20 +99,25 @@ def fused_disc_loss(
     _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
     label_smoothing = _inputs.label_smoothing(label_smoothing)
     options = _inputs.options(
-        ignore_index, activation, impurity, feature_dim, process_group, check_labels, backend
+        ignore_index, activation, feature_dim, check_labels, backend, impurity, process_group
     )
     if features is None:
-        ce = _without_features(
-            logits, target, weight, options.ignore_index, reduction, label_smoothing,
-            sample_weight, gini_weight > 0 or kl_weight > 0,
-        )  # fmt: skip
+        if gini_weight or kl_weight:
+            raise ValueError(
+                "features is None, expected [N, D]: pass the features, attach the criterion to "
+                "the model (FusedDiscLoss.attach), or set gini_weight = kl_weight = 0"
+            )
+        target = _batch.loss_arguments(logits, target, sample_weight, options.ignore_index)
+        ce = _cross_entropy.cross_entropy(
+            logits, target, weight, options.ignore_index, reduction, label_smoothing, sample_weight
+        )
         absent = ce.new_zeros(())
         return (ce, LossTerms(ce.detach(), absent, absent)) if return_terms else ce
 
-    C = _inputs.logits(logits)
-    layers, target = _checked(features, target, C, sample_weight, options)
+    C = _batch.logits(logits)
+    layers, target = _batch.checked(features, target, C, sample_weight, options)
     _inputs.same_device("logits", logits, target.device)
-    _inputs.same_length("logits", logits, target)
+    _batch.same_length("logits", logits, target)
     if weight is not None:
         weight = _inputs.numbers("weight", weight, C, target.device)
     is_part = options.group is not None or class_sums is not None
@@ -215,10 +220,10 @@ def disc_terms(
         RuntimeError: the named backend cannot run here; or a fused backend is differentiated twice.
     """
     options = _inputs.options(
-        ignore_index, activation, impurity, feature_dim, process_group, check_labels, backend
+        ignore_index, activation, feature_dim, check_labels, backend, impurity, process_group
     )
-    C = _inputs.integer("num_classes", num_classes)
-    layers, target = _checked(features, target, C, sample_weight, options)
+    C = _inputs.positive("num_classes", num_classes)
+    layers, target = _batch.checked(features, target, C, sample_weight, options)
     if class_sums is None and options.group is None:
         terms = _terms.terms(layers, target, C, sample_weight, prior, options, 1.0, 1.0)
     else:
@@ -226,128 +231,3 @@ def disc_terms(
         whole = whole_batch(own, class_sums, options.group)()
         terms = _terms.terms_of_sums(whole, prior, options, 1.0, 1.0)
     return DiscTerms(*terms[1:])
-
-
-def class_sums(
-    features: Tensor | Sequence[Tensor],
-    target: Tensor,
-    num_classes: int,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    activation: str = "abs",
-    feature_dim: int = 1,
-    check_labels: str = "async",
-    backend: str | None = None,
-) -> ClassSums:
-    """sum_i m_ic phi(x_ij) of each layer, and n_c = sum_i m_ic
-
-    The class histogram before its division. These sums add up, so they give a batch that is cut
-    into micro-batches the terms of the whole (ours). A first pass collects them, a second one
-    trains, and the mean over the parts of the losses and gradients is that of the whole batch:
-
-        with torch.no_grad():
-            whole = sum(class_sums(net(x), y, num_classes) for x, y in parts)
-        for x, y in parts:
-            features = net(x)
-            loss = fused_disc_loss(classifier(features), y, features, class_sums=whole)
-            (loss / len(parts)).backward()
-
-    Exact where both passes compute the same features. So run the first one in
-    `torch.random.fork_rng()` where the network has dropout.
-
-    Args:
-        weight: [C], of the classes in cross-entropy, which divides by the sum of the whole batch.
-        The others: as in `disc_terms`.
-
-    Raises:
-        ValueError, TypeError, IndexError, RuntimeError: as in `disc_terms`.
-    """
-    options = _inputs.options(
-        ignore_index, activation, "gini", feature_dim, None, check_labels, backend
-    )
-    C = _inputs.integer("num_classes", num_classes)
-    layers, target = _checked(features, target, C, sample_weight, options)
-    if weight is not None:
-        weight = _inputs.numbers("weight", weight, C, target.device)
-    sums = _terms.class_sums(layers, target, C, weight, sample_weight, options, torch.float32)
-    return sums.detach()
-
-
-def class_histogram(
-    features: Tensor,
-    target: Tensor,
-    num_classes: int,
-    *,
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    activation: str = "abs",
-    feature_dim: int = 1,
-    check_labels: str = "async",
-    backend: str | None = None,
-) -> Tensor:
-    """H_cj = sum_i m_ic phi(x_ij) / n_c,   n_c = sum_i m_ic
-
-    The mean activation of feature j over the samples of class c, 0 for an absent class. m_ic =
-    sample_weight_i * 1[target_i = c] for class indices and sample_weight_i * target_ic for class
-    probabilities, 0 for ignored rows; phi is the activation. Differentiable in the features.
-
-    Args: as in `disc_terms`, for one features tensor.
-
-    Returns:
-        [C, D], float32 (float64 for float64 features).
-
-    Raises:
-        ValueError, TypeError, IndexError, RuntimeError: as in `disc_terms`.
-    """
-    options = _inputs.options(
-        ignore_index, activation, "gini", feature_dim, None, check_labels, backend
-    )
-    C = _inputs.integer("num_classes", num_classes)
-    if isinstance(features, (list, tuple)):
-        raise TypeError(f"features is a {type(features).__name__}, expected a torch.Tensor")
-    (x,), target = _checked(features, target, C, sample_weight, options)
-    return _terms.class_histogram(x, target, C, sample_weight, options)
-
-
-def _without_features(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    sample_weight: Tensor | None,
-    penalised: bool,
-) -> Tensor:
-    """Cross-entropy alone, of any shape that F.cross_entropy takes; it checks the rest itself."""
-    if penalised:
-        raise ValueError(
-            "features is None, expected [N, D]: pass the features, attach the criterion to the "
-            "model (FusedDiscLoss.attach), or set gini_weight = kl_weight = 0"
-        )
-    target = _inputs.loss_arguments(logits, target, sample_weight, ignore_index)
-    return _cross_entropy.cross_entropy(
-        logits, target, weight, ignore_index, reduction, label_smoothing, sample_weight
-    )
-
-
-def _checked(
-    features: object, target: object, C: int, sample_weight: object, options: _inputs.Options
-) -> tuple[list[Tensor], Tensor]:
-    """Every layer as [N, D], and the target."""
-    layers = _inputs.layers(features, options.feature_dim, options.activation)
-    device = layers[0].device
-    target = _inputs.target(target, C, options.ignore_index, device)
-    for x in layers:
-        _inputs.same_device("features", x, device)
-        _inputs.same_length("features", x, target)
-    if sample_weight is not None:
-        _inputs.weights("sample_weight", sample_weight, target.shape[0], device)
-    if device.type != "cpu" and not target.dtype.is_floating_point:
-        if options.check_labels == "sync":
-            _inputs.check_labels(target, C, options.ignore_index, waiting=True)
-        elif options.check_labels == "off":
-            target = _cross_entropy.in_range(target, C, options.ignore_index)
-    return layers, target

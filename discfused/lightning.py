@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from discfused import _inputs
+from discfused import _batch, _inputs
 from discfused._discriminability import Discriminability
 from discfused._extras import needed_by
 from discfused.tap import FeatureTap
@@ -100,7 +100,7 @@ class LogDiscriminability(Callback):
                 "LightningModule, as in LogDiscriminability(model='net')"
             )
         _, target = inputs_and_target(batch)
-        (x,) = _inputs.layers(self._tap.take(self._output), self.feature_dim, self.activation)
+        (x,) = _batch.layers(self._tap.take(self._output), self.feature_dim, self.activation)
         if self._metric is None:
             C = self.num_classes or classes_of(self._output)
             metric = FeatureDiscriminability(C, x.shape[1], **self.options)

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discfused import _inputs
+from discfused import _batch, _inputs, _terms
 from discfused._class_sums import ClassSums
 from discfused._discriminability import Discriminability, discriminability
 from discfused._extras import needed_by
-from discfused.functional import class_sums
 
 with needed_by("discfused.metrics"):
     from torchmetrics import Metric
@@ -66,10 +65,10 @@ class FeatureDiscriminability(Metric):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_classes = _at_least_one("num_classes", num_classes)
-        self.num_features = _at_least_one("num_features", num_features)
+        self.num_classes = _inputs.positive("num_classes", num_classes)
+        self.num_features = _inputs.positive("num_features", num_features)
         self._options = _inputs.options(
-            ignore_index, activation, "gini", feature_dim, None, check_labels, backend
+            ignore_index, activation, feature_dim, check_labels, backend
         )
         device = prior.device if isinstance(prior, Tensor) else torch.device("cpu")
         _inputs.prior(prior, num_classes, torch.float32, device)
@@ -128,10 +127,8 @@ def feature_discriminability(
 
     Args, Raises: as in `disc_terms`, for one features tensor.
     """
-    options = _inputs.options(
-        ignore_index, activation, "gini", feature_dim, None, check_labels, backend
-    )
-    C = _at_least_one("num_classes", num_classes)
+    options = _inputs.options(ignore_index, activation, feature_dim, check_labels, backend)
+    C = _inputs.positive("num_classes", num_classes)
     sums = _sums(features, target, C, options, sample_weight)
     return discriminability(sums, prior, options)
 
@@ -143,17 +140,6 @@ def _sums(
     options: _inputs.Options,
     sample_weight: Tensor | None,
 ) -> ClassSums:
-    if isinstance(features, (list, tuple)):
-        raise TypeError(f"features is a {type(features).__name__}, expected a torch.Tensor")
     with torch.no_grad():
-        return class_sums(
-            features, target, C, ignore_index=options.ignore_index, sample_weight=sample_weight,
-            activation=options.activation, feature_dim=options.feature_dim,
-            check_labels=options.check_labels, backend=options.backend,
-        )  # fmt: skip
-
-
-def _at_least_one(name: str, value: object) -> int:
-    if (number := _inputs.integer(name, value)) < 1:
-        raise ValueError(f"{name} is {number}, expected at least 1")
-    return number
+        layer, target = _batch.checked_layer(features, target, C, sample_weight, options)
+        return _terms.class_sums(layer, target, C, None, sample_weight, options, torch.float32)

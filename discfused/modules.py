@@ -9,21 +9,16 @@ from torch import Tensor, nn
 
 from discfused import _inputs
 from discfused._class_sums import ClassSums
-from discfused.functional import (
-    GINI_WEIGHT,
-    KL_WEIGHT,
-    LossTerms,
-    class_sums,
-    fused_disc_loss,
-)
+from discfused.functional import GINI_WEIGHT, KL_WEIGHT, LossTerms, fused_disc_loss
+from discfused.histogram import class_sums
 from discfused.tap import FeatureTap
 
 if TYPE_CHECKING:  # not every build of PyTorch has it
     from torch.distributed import ProcessGroup
 
-_SHOWN = (
+_OPTIONS = (
     "gini_weight", "kl_weight", "ignore_index", "reduction", "label_smoothing", "activation",
-    "impurity", "feature_dim", "process_group", "check_labels", "backend",
+    "impurity", "feature_dim", "check_labels", "backend",
 )  # fmt: skip
 
 
@@ -90,7 +85,7 @@ class FusedDiscLoss(nn.Module):
         self.kl_weight = _inputs.non_negative("kl_weight", kl_weight)
         _inputs.one_of("reduction", reduction, _inputs.REDUCTIONS)
         _inputs.options(
-            ignore_index, activation, impurity, feature_dim, process_group, check_labels, backend
+            ignore_index, activation, feature_dim, check_labels, backend, impurity, process_group
         )
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -157,22 +152,13 @@ class FusedDiscLoss(nn.Module):
             logits,
             target,
             features,
-            gini_weight=self.gini_weight,
-            kl_weight=self.kl_weight,
             weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            sample_weight=sample_weight,
-            activation=self.activation,
-            impurity=self.impurity,
             prior=self.prior,
-            feature_dim=self.feature_dim,
+            sample_weight=sample_weight,
             process_group=self.process_group if self.training else None,
             class_sums=class_sums,
-            check_labels=self.check_labels,
-            backend=self.backend,
             return_terms=True,
+            **{name: getattr(self, name) for name in _OPTIONS},
         )
         return loss
 
@@ -259,7 +245,7 @@ class FusedDiscLoss(nn.Module):
         return loss * ((labels != self.ignore_index).sum() / num_items_in_batch)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in _SHOWN)
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*_OPTIONS, "process_group"))
 
 
 def _warn_without_gradient(logits: Tensor, features: Tensor | list[Tensor]) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from discfused import _inputs
+from discfused import _batch
 
 
 class BadLabels:
@@ -43,7 +43,7 @@ class BadLabels:
         if self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
             for target, num_classes, ignore_index in self._batches:  # now there is time to look
                 try:
-                    _inputs.check_labels(target, num_classes, ignore_index, waiting=True)
+                    _batch.check_labels(target, num_classes, ignore_index, waiting=True)
                 except IndexError as error:
                     raise IndexError(f"{error}, {where}") from None
         raise IndexError(

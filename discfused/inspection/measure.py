@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from discfused import _inputs
+from discfused import _batch, _inputs
 from discfused._definitions import activate
 from discfused._interrupt import Watch
 from discfused.inspection.exciting import MostExciting
@@ -37,27 +37,24 @@ class Run(NamedTuple):
 def measure(
     model: nn.Module,
     loader: Iterable[Any],
-    layers: str | nn.Module | Sequence[str | nn.Module] | None = None,
+    layers: Any,
     *,
-    name: str | None = None,
-    class_names: Sequence[str] | None = None,
-    num_classes: int | None = None,
-    capture: str = "output",
-    feature_dim: int | None = None,
-    activation: str = "abs",
-    prior: str | Tensor = "batch",
-    backend: str | None = None,
-    device: torch.device | str | None = None,
+    name: str | None,
+    class_names: Sequence[str] | None,
+    num_classes: int | None,
+    capture: str,
+    feature_dim: int | None,
+    device: torch.device | str | None,
+    activation: str,
+    **options: Any,
 ) -> Run:
-    """See `discfused.report`."""
+    """The last run of `discfused.report`, which has the same arguments."""
     if feature_dim is None:
         feature_dim = -1 if layers is None else 1
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    # Of this process alone, which may be the only one to ask.
-    options: dict[str, Any] = {
-        "activation": activation, "prior": prior, "backend": backend, "sync_on_compute": False,
-    }  # fmt: skip
+    # Other processes may not call this function, so there is no collective.
+    options |= {"activation": activation, "sync_on_compute": False}
     metrics: list[FeatureDiscriminability] = []
     exciting: Any = None
     seen, partial = 0, False
@@ -70,9 +67,9 @@ def measure(
                 with Watch(alone=True) as watch:  # not in the middle of an update
                     inputs, target = on_device(inputs_and_target(batch), device)
                     output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-                    pooled = _inputs.layers(tap.take(output), feature_dim, activation)
+                    pooled = _batch.layers(tap.take(output), feature_dim, activation)
                     if not metrics:
-                        C = _inputs.integer("num_classes", num_classes or classes_of(output))
+                        C = _inputs.positive("num_classes", num_classes or classes_of(output))
                         metrics = [FeatureDiscriminability(C, x.shape[1], **options).to(x.device)
                                    for x in pooled]  # fmt: skip
                         exciting = MostExciting(pooled[-1].shape[1])

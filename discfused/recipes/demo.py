@@ -28,10 +28,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import discfused
-from discfused import FeatureTap, FusedDiscLoss, _inputs, backends, disc_terms
+from discfused import FeatureTap, FusedDiscLoss, _inputs, backends, disc_terms, report
 from discfused._definitions import IMPURITIES
 from discfused._files import require_writable, write_atomically
-from discfused.inspection import measure as inspection
+from discfused.inspection.measure import Run as Inspected
 from discfused.inspection.page import Report
 from discfused.recipes import demo_picture, demo_report
 from discfused.recipes.demo_data import (
@@ -158,10 +158,10 @@ def measure(model: nn.Module, data: Split, backend: str | None) -> Measured:
     return Measured(accuracy, gini.item(), kl.item())
 
 
-def inspect(model: nn.Module, data: Split, loss: str, backend: str | None) -> inspection.Run:
+def inspect(model: nn.Module, data: Split, loss: str, backend: str | None) -> Inspected:
     """What the picture and the report show of a network."""
     batch = data.images[data.test], data.digits[data.test]
-    return inspection.measure(model, [batch], name=NAMES[loss], backend=backend)
+    return report(model, [batch], name=NAMES[loss], backend=backend).runs[0]
 
 
 def run_seed(seed: int, options: Options) -> tuple[list[Run], dict[str, demo_picture.Shown]]:

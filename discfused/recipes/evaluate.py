@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from discfused import FeatureTap, _inputs, class_histogram, disc_terms
+from discfused import FeatureTap, _batch, class_histogram, disc_terms
 from discfused.recipes.options import Loss
 
 
@@ -60,7 +60,7 @@ def term_options(loss: Loss) -> dict[str, Any]:
 
 def pooled(features: Tensor | list[Tensor], loss: Loss) -> list[Tensor]:
     """[N, D] of each tapped layer, as the terms see it."""
-    layers = _inputs.layers(features, loss.feature_dim, loss.activation)
+    layers = _batch.layers(features, loss.feature_dim, loss.activation)
     return [x.detach().float() for x in layers]
 
 

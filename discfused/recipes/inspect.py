@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from discfused import report
 from discfused._files import require_writable
-from discfused.inspection.measure import Run, measure
+from discfused.inspection.measure import Run
 from discfused.inspection.page import Report
 from discfused.recipes import data, models, records
 from discfused.recipes.options import Options, parse, read
@@ -39,9 +40,9 @@ def inspect(options: Inspection, out: Path) -> Report:
         runs.append(_run(folder, recipe, options))
         if runs[-1].partial:
             break
-    report = Report(runs)
-    report.save(out)
-    return report
+    found = Report(runs)
+    found.save(out)
+    return found
 
 
 def _recipe(folder: Path, changes: dict[str, object]) -> Options:
@@ -64,7 +65,7 @@ def _run(folder: Path, recipe: Options, options: Inspection) -> Run:
     layers = options.layers or loss.layers
     if layers is None and recipe.model.name.startswith("resnet"):
         layers = STAGES
-    return measure(
+    return report(
         _network(folder, recipe, len(parts.classes)),
         loader,
         layers,
@@ -75,7 +76,7 @@ def _run(folder: Path, recipe: Options, options: Inspection) -> Run:
         activation=loss.activation,
         prior=loss.prior,
         backend=loss.backend,
-    )
+    ).runs[0]
 
 
 def _network(folder: Path, recipe: Options, num_classes: int) -> nn.Module:

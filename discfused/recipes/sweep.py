@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from discfused.recipes import records, train
+from discfused.recipes import processes, records, train
 from discfused.recipes.options import Options, parse
 
 
@@ -70,7 +70,7 @@ def run(
 
 def _remember(options: Options, folder: Path, why: str) -> None:
     """A run that diverges would diverge again: that is its result."""
-    fabric = train.launch(options)
+    fabric = processes.launch(options)
     if fabric.is_global_zero:
         where = records.environment(fabric.device, fabric.world_size)
         records.write_result(folder, options, {"failed": why}, where)

@@ -13,7 +13,6 @@ from discfused.recipes import _torchvision  # noqa: F401  # before others import
 # isort: split
 import contextlib
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -28,26 +27,11 @@ from tqdm.auto import tqdm
 from discfused import FeatureTap, FusedDiscLoss
 from discfused._files import write_atomically
 from discfused._interrupt import Watch
-from discfused.recipes import data, evaluate, models, optimization, records
+from discfused.recipes import data, evaluate, models, optimization, processes, records
 from discfused.recipes.options import Options, identity
 from discfused.recipes.sampler import Batches
 
 TEST_BATCH = 256
-
-
-def launch(options: Options) -> Fabric:
-    """Devices and processes; torchrun's environment says how many."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(
-        accelerator=options.train.accelerator,
-        strategy="ddp" if world_size > 1 else "auto",
-        devices=local,
-        num_nodes=world_size // local,
-        precision=cast(Any, options.train.precision),
-    )
-    fabric.launch()
-    return fabric
 
 
 def run(options: Options, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -69,11 +53,11 @@ def run_if_missing(options: Options, folder: Path) -> bool:
 
 def _row(options: Options, folder: Path, resume: bool) -> tuple[dict[str, Any], bool]:
     """The row of the run, and whether there was anything left to do for it."""
-    fabric = launch(options)
+    fabric = processes.launch(options)
     with contextlib.ExitStack() as held:
         # One process looks, and all do the same: whatever is in the folder may change meanwhile.
         found = _look(options, folder, resume, held) if fabric.is_global_zero else None
-        found = _agreed(fabric, found)
+        found = processes.agreed(fabric, found)
         return found or Training(options, folder, fabric).run(), not found
 
 
@@ -87,14 +71,6 @@ def _look(
         return FloatingPointError(row["failed"]) if row and "failed" in row else row
     except RuntimeError as error:
         return error
-
-
-def _agreed(fabric: Fabric, outcome: dict[str, Any] | Exception | None) -> dict[str, Any] | None:
-    """Rank 0's outcome in every process: returned, or raised."""
-    outcome = fabric.broadcast(outcome)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 class Training:
@@ -136,9 +112,7 @@ class Training:
             **evaluate.term_options(loss),
         )
         self.step = 0
-        self.best: dict[str, Any] | None = (
-            None  # the network that did best on the held-out images so far
-        )
+        self.best: dict[str, Any] | None = None  # the best network on the held-out images so far
         self.seconds = 0.0  # of training, tests and earlier processes of this run included
 
     def run(self) -> dict[str, Any]:
@@ -182,7 +156,7 @@ class Training:
                         self.save()
                     if watch.asked:
                         raise records.Interrupted(self.step, self.steps)
-            row = _agreed(fabric, self.finish(logs["test"]) if logs else None)
+            row = processes.agreed(fabric, self.finish(logs["test"]) if logs else None)
             return cast(dict[str, Any], row)
         finally:
             for log in logs.values():
@@ -300,7 +274,7 @@ class Training:
         state = None
         if self.fabric.is_global_zero:
             state = records.checkpoint(self.folder, self.options, self.fabric.world_size)
-        state = _agreed(self.fabric, state)
+        state = processes.agreed(self.fabric, state)
         if state is None:
             return
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]

@@ -222,11 +222,6 @@ class FeatureTap:
     def __exit__(self, *exception: Any) -> None:
         self.remove()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureTap":
-        copy = FeatureTap.__new__(FeatureTap)
-        copy.__setstate__(self.__getstate__())
-        return copy
-
     def __getstate__(self) -> dict[str, Any]:
         return {
             "_single": self._single, "_names": self._names, "_capture": self._capture,

@@ -24,10 +24,7 @@ class Hook:
         if self.function is not None:
             self.function(*arguments)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
-        return Hook()
-
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:  # of pickle and of copy.deepcopy
         return Hook, ()
 
 

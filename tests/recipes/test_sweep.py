@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from discfused import cli
-from discfused.recipes import records, sweep, table, train
+from discfused.recipes import processes, records, sweep, table, train
 from discfused.recipes.options import read
 from recipe_cases import one_thread, run_options  # noqa: F401 (a fixture)
 
@@ -89,14 +89,14 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
 
 
 def test_a_run_that_another_process_ends_meanwhile_is_not_counted_twice(tmp_path, monkeypatch):
-    launch = train.launch
+    launch = processes.launch
 
     def late(options):  # between the look for a result and the lock
         monkeypatch.undo()
         train.run(options, tmp_path / records.name(options))
         return launch(options)
 
-    monkeypatch.setattr(train, "launch", late)
+    monkeypatch.setattr(processes, "launch", late)
     assert sweep.run(recipe(["ce"]), 1, tmp_path, CHANGES) == "0 runs done, 1 were there"
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from discfused.recipes import models, records, train
+from discfused.recipes import models, processes, records, train
 from discfused.recipes.options import flat
 from recipe_cases import (  # noqa: F401 (one_thread is a fixture)
     DATASETS,
@@ -202,7 +202,7 @@ def test_options_of_the_tap_reach_the_loss(tmp_path, capture):
 @pytest.mark.parametrize("model", ["resnet18", pytest.param("cvt13", marks=pytest.mark.slow)])
 def test_inference_is_unchanged(tmp_path, model):
     options = run_options(changes={"model.name": model, "loss.name": "ce+gini+kl"})
-    training = train.Training(options, tmp_path, train.launch(options))
+    training = train.Training(options, tmp_path, processes.launch(options))
     training.run()
     trained = training.network.eval()
     untouched = models.build(options.model, 10, 8).eval()  # never met discfused
