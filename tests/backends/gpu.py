@@ -31,6 +31,10 @@ def backend(request) -> str:
     return request.param
 
 
+def equal(a, b) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
 def step(backend, x, y, C, **options):
     """gini, kl and the gradient of their sum"""
     x = x.detach().requires_grad_()

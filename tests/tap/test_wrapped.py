@@ -78,17 +78,6 @@ def test_a_compiled_criterion_beside_an_eager_model():
         torch.testing.assert_close(compiled(model(x), y), expected)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("layers", [None, "fc"])
-def test_quantization_of_an_attached_model(layers):
-    model, (x, y) = Net().eval(), batch()
-    plain = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    criterion = FusedDiscLoss.attach(model, layers)
-    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-    assert torch.equal(quantized(x), plain(x))
-    assert criterion(model(x), y).isfinite()  # the original is tapped as before
-
-
 def test_an_error_in_forward_leaves_nothing():
     model, (x, y) = Net(), batch()
     criterion = FusedDiscLoss.attach(model, "stem")
