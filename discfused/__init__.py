@@ -1,4 +1,4 @@
-"""Discriminability-enforcing losses: every feature of a network speaks for one class."""
+"""Discriminability-enforcing losses: every feature of a network fires for one class."""
 
 from discfused._class_sums import ClassSums
 from discfused._version import __version__

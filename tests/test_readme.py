@@ -74,15 +74,6 @@ def test_block(code, names, monkeypatch, tmp_path, request):
     assert all(loss.isfinite() and loss.requires_grad for loss in losses)
 
 
-def test_the_table_of_stacks_holds_what_the_blocks_hold():
-    """The README's one-liners are lines of blocks that run."""
-    table = README.split("## In your stack")[1].split("## ")[0]
-    code = re.findall(r"`([^`]*\([^`]*)`", table)
-    assert len(code) >= 7
-    for line in code:
-        assert any(line in block for block in BLOCKS), line
-
-
 def test_what_contributing_points_to_is_there():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     paths = set(re.findall(r"`([\w./]+/[\w.]+|\.ci/\w+)`", text))

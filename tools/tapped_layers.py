@@ -1,10 +1,10 @@
-"""What a FeatureTap without `layers` taps in well-known image classifiers.
+"""The layers that a FeatureTap without `layers` taps in well-known image classifiers.
 
     python tools/tapped_layers.py > docs/tapped-layers.md
 
-Every model is made with its default options and random weights, and run. The features must give the
-logits again: those are W f + b, with W and b of the model's classifier (not checked of models of
-more than 50 million parameters, which run without data).
+Every model is made with its default options and random weights, and run. The features are checked:
+the logits must equal W f + b, with W and b of the model's classifier (not for models with more than 50
+million parameters, which run without data).
 """
 
 import importlib.metadata

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +31,20 @@ print(json.dumps([discfused.__file__, why, warned]))
 """
 
 
-def training_step(site: Path) -> tuple[Path, str | None, list[str]]:
-    """Trains with the package in a folder, in a process of its own. Where the package was imported
-    from, why its kernels do not load, and what it warned of."""
+def copy_of_the_sources(folder: Path) -> Path:
+    generated = shutil.ignore_patterns(".*", "build", "*.egg-info", "_C*", "_build.json")
+    return Path(shutil.copytree(ROOT, folder / "sources", ignore=generated))
+
+
+def training_step(site: Path, python: str = "") -> tuple[Path, str | None, list[str]]:
+    """Trains in a new process, with the package in the folder `site`, or with the package that is
+    installed for `python`. Returns the path of the imported package, the reason why its kernels do
+    not load, and its warnings."""
+    path = "" if python else str(site)
     run = subprocess.run(
-        [sys.executable, "-c", _TRAINING_STEP],
+        [python or sys.executable, "-c", _TRAINING_STEP],
         cwd=site,
-        env={**os.environ, "PYTHONPATH": str(site), "DISCFUSED_BACKEND": ""},
+        env={**os.environ, "PYTHONPATH": path, "DISCFUSED_BACKEND": ""},
         capture_output=True,
         text=True,
     )

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,7 +15,7 @@ import torch
 
 import build_backend
 import discfused
-from installs import ROOT, executable, training_step
+from installs import ROOT, copy_of_the_sources, executable, training_step
 
 pytestmark = pytest.mark.usefixtures("no_variables")
 
@@ -25,9 +24,7 @@ def build(hook: str, folder: Path, choice: str) -> subprocess.CompletedProcess:
     """Runs a hook of the backend as pip does without isolation, on a copy of the sources."""
     if int(build_backend.setuptools.__version__.split(".")[0]) < 77:
         pytest.skip("needs setuptools >= 77")
-    sources = folder / "sources"
-    generated = shutil.ignore_patterns(".*", "build", "*.egg-info", "_C*", "_build.json")
-    shutil.copytree(ROOT, sources, ignore=generated)
+    sources = copy_of_the_sources(folder)
     script = f"import build_backend; build_backend.{hook}({str(folder)!r})"
     variables = {"PYTHONPATH": str(sources / "build_tools"), "DISCFUSED_BUILD": choice}
     return subprocess.run(
@@ -55,7 +52,11 @@ def unpacked(wheel: Path) -> tuple[Path, dict]:
 
 
 def test_the_version_is_one_number():
-    assert importlib.metadata.version("discfused") == discfused.__version__
+    version = discfused.__version__
+    assert importlib.metadata.version("discfused") == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == version
 
 
 def test_nothing_can_replace_the_torch_that_is_installed():
