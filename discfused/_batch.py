@@ -48,7 +48,7 @@ def checked(
 def checked_layer(
     features: object, target: object, C: int, sample_weight: object, options: Options
 ) -> tuple[list[Tensor], Tensor]:
-    """As `checked`, for functions that take one tensor of features, not a list."""
+    """As `checked`, for functions that accept one tensor of features, not a list."""
     if isinstance(features, (list, tuple)):
         raise TypeError(f"features is a {type(features).__name__}, expected a torch.Tensor")
     return checked(features, target, C, sample_weight, options)
@@ -72,9 +72,9 @@ def layers(value: object, feature_dim: int, activation: str) -> list[Tensor]:
 
 
 def _features(value: object, feature_dim: int, activation: str) -> Tensor:
-    """[N, D] as it is; more dimensions: phi, then the mean over all but the first and feature_dim.
+    """[N, D]. Further dimensions are reduced by phi and then the mean.
 
-    phi again changes nothing then.
+    The kernels apply phi again, which changes nothing.
     """
     x = floats("features", value)
     if hasattr(x, "full_tensor"):
@@ -100,18 +100,18 @@ def _features(value: object, feature_dim: int, activation: str) -> Tensor:
 
 
 def logits(value: object) -> int:
-    """The number of classes of [N, C] logits."""
+    """C of logits [N, C]."""
     x = floats("logits", value)
     if x.dim() != 2:
         raise ValueError(
-            f"logits have shape {shape(x)}, expected [N, C]: with features every sample has one "
+            f"logits have shape {shape(x)}, expected [N, C]: with features every sample needs one "
             "prediction"
         )
     return positive("num_classes", x.shape[1])
 
 
 def loss_arguments(x: object, t: object, sample_weight: object, ignore_index: int) -> Tensor:
-    """The target of a loss without features: F.cross_entropy checks the rest."""
+    """The target of a loss without features. F.cross_entropy checks the other arguments."""
     x, t = floats("logits", x), tensor("target", t)
     if not t.dtype.is_floating_point:
         t = _class_indices(t)
@@ -120,7 +120,7 @@ def loss_arguments(x: object, t: object, sample_weight: object, ignore_index: in
     if sample_weight is not None:
         if x.dim() != 2:
             raise ValueError(
-                f"sample_weight is given, and logits have shape {shape(x)}: expected [N, C]"
+                f"sample_weight is given, but logits have shape {shape(x)}: expected [N, C]"
             )
         same_length("logits", x, t)
         weights("sample_weight", sample_weight, x.shape[0], x.device)
@@ -153,8 +153,8 @@ def _check_soft(t: Tensor, num_classes: int, ignore_index: int) -> None:
         )
     if ignore_index >= 0:
         raise ValueError(
-            f"ignore_index is {ignore_index}, but target holds class probabilities: give the "
-            "rows to be ignored sample_weight 0 instead"
+            f"ignore_index is {ignore_index}, but target holds class probabilities: set "
+            "sample_weight to 0 for rows to ignore"
         )
     if readable(t) and t.numel() and t.min() < 0:
         row, column = (t < 0).nonzero()[0].tolist()
@@ -164,7 +164,7 @@ def _check_soft(t: Tensor, num_classes: int, ignore_index: int) -> None:
 
 
 def _class_indices(t: Tensor) -> Tensor:
-    """int64, whatever integers they are."""
+    """Class indices of any integer dtype as int64."""
     if t.dtype == torch.int64:
         return t
     if t.dtype not in INTEGERS:
@@ -180,7 +180,7 @@ def _class_indices(t: Tensor) -> Tensor:
 
 
 def check_labels(t: Tensor, num_classes: int, ignore_index: int, waiting: bool = False) -> None:
-    """For the reference, which does not look at every label itself; on GPUs if `waiting`."""
+    """Raises IndexError for labels out of range. Labels on a GPU are read only if `waiting`."""
     if t.dtype.is_floating_point or not readable(t, waiting):
         return
     bad = ((t < 0) | (t >= num_classes)) & (t != ignore_index)

@@ -1,8 +1,7 @@
-"""Sums over the samples of every class: what a batch hands on to the terms, and what adds up.
+"""Sums over the samples of each class. The terms of a batch depend on the rows only through them.
 
-The terms are no means over samples, so those of a part of a batch say little about the whole. But
-they follow from the class sums alone, and the sums of a batch are those of its parts, be these the
-micro-batches of one process or the batches of several.
+The terms are not means over samples, so the mean of the terms of two batches is not the term of
+both together. The class sums do add up, over the micro-batches of one process and over processes.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from torch import Tensor
 class ClassSums:
     """tables[l]_cj = sum_i m_ic phi(x_ij) of layer l, and sizes_c = sum_i m_ic
 
-    `a + b` is of the batches of both, `sum(parts)` of all. Constants: the gradient of a part goes
-    through its own features, wherever these sums are given to a loss.
+    `a + b` gives the class sums of both batches together, `sum(parts)` those of all parts. They are
+    constants: a loss with `class_sums` differentiates only the features of its own part.
 
     Attributes:
         tables: [C, D] of each layer, float32 (float64 for float64 features).
         sizes: [C], the same dtype.
-        counts: [3]: the rows that count; the divisor of their mean cross-entropy; the parts.
+        counts: [3]: number of rows that count, divisor of their mean cross-entropy, number of
+            parts.
     """
 
     tables: tuple[Tensor, ...]
@@ -45,7 +45,7 @@ class ClassSums:
         return self._of([a + b for a, b in zip(own, others, strict=True)])
 
     def __radd__(self, other: object) -> ClassSums:
-        return self if other == 0 else NotImplemented  # what sum() begins with
+        return self if other == 0 else NotImplemented  # sum() starts with 0
 
     def __mul__(self, factor: float) -> ClassSums:
         return self._of([factor * tensor for tensor in self._tensors()])
@@ -75,11 +75,11 @@ class ClassSums:
 def whole_batch(
     own: ClassSums, given: ClassSums | None, group: dist.ProcessGroup | None
 ) -> Callable[[], ClassSums]:
-    """Begins to put the batch together; the function returned waits for it.
+    """Starts to add up the batch; the returned function waits for the result.
 
-    `given` are the sums of all micro-batches of this process, `own` among them. The result has
-    their values, and the gradient of `own` times the number of parts: the mean over the parts is
-    the gradient of the whole, as DistributedDataParallel and loss / accumulation_steps take it.
+    `given` are the sums of all micro-batches of this process, including `own`. The result has their
+    values, and the gradient of `own` times the number of parts. The mean over the parts, which
+    DistributedDataParallel or loss / accumulation_steps takes, is then the gradient of the whole.
     """
     if given is not None and given._shapes() != own._shapes():
         raise ValueError(
@@ -102,11 +102,11 @@ def whole_batch(
 
 
 def _sum_over_processes(sums: ClassSums, group: dist.ProcessGroup) -> Callable[[], ClassSums]:
-    """One collective for everything; it runs until the function returned is called."""
+    """One asynchronous collective for all sums; the returned function waits for it."""
     tensors = sums._tensors()
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     work = None
-    if torch.compiler.is_compiling():  # it knows this form alone, and overlaps by itself
+    if torch.compiler.is_compiling():  # the compiler accepts only this form, and overlaps it
         dist.all_reduce(flat, group=group)
     else:
         work = dist.all_reduce(flat, group=group, async_op=True)
@@ -121,9 +121,8 @@ def _sum_over_processes(sums: ClassSums, group: dist.ProcessGroup) -> Callable[[
 
 
 def resolve_group(process_group: object) -> dist.ProcessGroup | None:
-    """The group whose processes put their batches together; None where there is nothing to do:
-    without a group, alone in it, or where no gradient is recorded, as in evaluation, which not all
-    processes may take part in."""
+    """The group whose batches are added, or None: without a group, in a group of one process, or
+    without gradients, because not all processes may take part in an evaluation."""
     if process_group is None:
         return None
     if process_group == "world":

@@ -1,12 +1,12 @@
-"""Which commit of the sources runs here. setup.py runs this file, so it imports nothing of ours."""
+"""The commit of the running sources. setup.py runs this file, so it must not import discfused."""
 
 import subprocess
 from pathlib import Path
 
 
 def of_checkout(package: Path) -> str | None:
-    """Of the checkout that the folder discfused is in, marked where the code differs from it; None
-    for a folder that git does not track."""
+    """The commit of the checkout that contains the folder discfused, with "+changes" if the code
+    differs from it. None if git does not track the folder."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]

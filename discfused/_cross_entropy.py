@@ -1,4 +1,4 @@
-"""Cross-entropy itself, PyTorch's, with sample weights; and which rows count in it."""
+"""PyTorch's cross-entropy with sample weights, and the number of rows that count in it."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,9 @@ from discfused._definitions import accumulation_dtype
 
 
 def in_range(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels with those out of range ignored: on a GPU, cross_entropy would leave the process
-    without a usable device. The backend of the terms reports them."""
+    """Replaces labels out of range by ignore_index. On a GPU they would make F.cross_entropy fail
+    with a device-side assertion, which ends all use of the device. The backend of the terms reports
+    them."""
     return torch.where(target == target.clamp(0, num_classes - 1), target, ignore_index)
 
 
@@ -20,8 +21,8 @@ def counted(
     sample_weight: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The rows that are not ignored, each counted sample_weight times: with the class weights the
-    divisor of PyTorch's "mean", without them the number of rows."""
+    """The sum of the sample weights of the rows that are not ignored. With class weights it is the
+    divisor of PyTorch's "mean"."""
     if target.is_floating_point():
         valid, weight = target.new_ones(target.shape[:1], dtype=torch.bool), None
     else:
@@ -44,7 +45,7 @@ def cross_entropy(
     sample_weight: Tensor | None,
 ) -> Tensor:
     dtype = accumulation_dtype(logits.dtype)
-    if logits.dtype != dtype:  # .to(), even to the same dtype, costs as much as a small kernel
+    if logits.dtype != dtype:  # .to() to the same dtype takes as long as a small kernel
         logits = logits.to(dtype)
     if weight is not None:
         weight = weight.to(dtype)
@@ -59,7 +60,7 @@ def cross_entropy(
         logits, target, weight, ignore_index=ignore_index, reduction="none",
         label_smoothing=label_smoothing,
     )  # fmt: skip
-    # A row of weight 0 does not count, even if its loss is infinite.
+    # A row of weight 0 does not count, even with an infinite loss.
     sample_weight = sample_weight.to(dtype)
     ce = torch.where(sample_weight == 0, 0, ce * sample_weight)
     if reduction == "none":

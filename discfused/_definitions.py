@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-# How much a feature fires for a sample: phi(x) >= 0 with phi'(0) = 0. "abs" is the paper's.
+# How strongly a feature fires for a sample: phi(x) >= 0 with phi'(0) = 0. "abs" is the paper's.
 ACTIVATIONS = ("abs", "relu")
 
 # The impurity of a feature's class distribution. "gini" is the paper's.
 IMPURITIES = ("gini", "collision")
 
-# q_c in the Kullback-Leibler term is never smaller; a clamped q_c passes no gradient.
+# Lower bound of q_c in the Kullback-Leibler term. A clamped q_c has gradient 0.
 PROBABILITY_FLOOR = 1e-10
 
 
@@ -22,4 +22,4 @@ def activate(x: Tensor, activation: str) -> Tensor:
     """phi(x)"""
     if activation == "abs":
         return x.abs()
-    return torch.where(x > 0, x, 0 * x)  # not 0: what is not finite must not be lost
+    return torch.where(x > 0, x, 0 * x)  # not 0, so that NaN and infinity stay

@@ -1,4 +1,4 @@
-"""What class sums say about every feature, and about all of them."""
+"""Statistics of every feature, and of all features together, from class sums."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from discfused._class_sums import ClassSums
 
 
 class Discriminability(NamedTuple):
-    """P_cj = H_cj / T_j, T_j = sum_c H_cj: for which class does feature j fire?
+    """P_cj = H_cj / T_j, T_j = sum_c H_cj: the class distribution of feature j
 
-    H is the class histogram of `discfused.class_histogram`, C classes, D features; K of the classes
-    have samples. Numbers are of the dtype of the sums. A dead feature (T_j = 0) has gini 1 and 0
-    for the other numbers. One with P that is not finite has no strongest class.
+    H is the result of `discfused.class_histogram`, for C classes and D features. K classes have
+    samples. Numbers have the dtype of the sums. A dead feature (T_j = 0) has gini 1, and 0 for the
+    other numbers. A feature with a P that is not finite has no strongest class.
     """
 
     # of each feature, [D]
     mass: Tensor  # T_j
-    gini: Tensor  # 1 - sum_c P_cj^2: 0 for one class, 1 - 1/K for all alike
+    gini: Tensor  # 1 - sum_c P_cj^2: 0 for one class, 1 - 1/K for equal P
     effective_classes: Tensor  # 1 / sum_c P_cj^2: from 1 to K
     selectivity: Tensor  # (mu_max - mu_rest) / (mu_max + mu_rest), mu_max the largest class mean
-    # H_cj and mu_rest the mean of the K - 1 others: the class selectivity index of Morcos et al.
-    # 2018, from 0 for all alike to 1 for one class
+    # H_cj and mu_rest the mean of the other K - 1: the class selectivity index of Morcos et al.
+    # 2018, from 0 for equal means to 1 for one class
     strongest_class: Tensor  # argmax_c P_cj, int64; -1 for none
     strongest_share: Tensor  # max_c P_cj
     live: Tensor  # T_j > 0, bool
     # of each class, [C]
     samples_per_class: Tensor  # n_c = sum_i m_ic
-    features_per_class: Tensor  # how many features it is the strongest class of, int64
+    features_per_class: Tensor  # number of features with this strongest class, int64
     # of all features
     mean_gini: Tensor  # `gini` of disc_terms: dead features count as 1
     kl: Tensor  # `kl` of disc_terms, to the distribution of the classes
-    classes_without_feature: Tensor  # how many of the K classes are no feature's strongest, int64
+    classes_without_feature: Tensor  # number of the K classes without a feature, int64
     histogram: Tensor  # H, [C, D]
 
     def shares(self) -> Tensor:
@@ -43,16 +43,15 @@ class Discriminability(NamedTuple):
         return _shares(self.histogram, self.mass, self.live)
 
     def order(self) -> Tensor:
-        """Features by their strongest class, and within a class the purest first; those without
-        one are left out."""
+        """Features ordered by strongest class, then by purity; without features that have none."""
         key = torch.where(
             self.strongest_class < 0, torch.inf, self.strongest_class - self.strongest_share
         )
         return key.argsort(stable=True)[: int((self.strongest_class >= 0).sum())]
 
     def summary(self) -> dict[str, float]:
-        """The numbers of all features together, for logging; means are over the live ones, but for
-        mean_gini."""
+        """Numbers for all features together, for logging. Means are over the live features;
+        mean_gini is over all."""
         live = self.live
         numbers = {
             "mean_gini": self.mean_gini,
@@ -72,7 +71,7 @@ class Discriminability(NamedTuple):
 def discriminability(
     sums: ClassSums, prior: str | Tensor, options: _inputs.Options
 ) -> Discriminability:
-    """Of the one layer that the sums are of."""
+    """The statistics of one layer."""
     (H,), n = sums.histograms(), sums.sizes
     K = (n > 0).sum()
     T = H.sum(0)

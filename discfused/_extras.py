@@ -1,4 +1,4 @@
-"""Packages that only some users need: an import without them says which extra brings them."""
+"""Imports of optional packages, with an error that names the extra that installs them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needed_by(what: str, extra: str = "inspect") -> Iterator[None]:
-    """Around imports; ImportError names the extra."""
+    """A context for imports. Its ImportError names the extra."""
     try:
         yield
     except ImportError as error:

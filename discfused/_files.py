@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes, and a check that a folder is writable."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """write(temporary path of the same suffix), then move it into place in one step."""
+    """Calls write(temporary path with the same suffix), then renames the file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -17,10 +17,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def require_writable(name: str, folder: Path) -> None:
-    """Makes the folder and tries it: better now than after the training.
+    """Creates the folder and writes to it, so that a training does not fail at its end.
 
     Raises:
-        ValueError: it cannot be made or written.
+        ValueError: it cannot be created or written.
     """
     probe = folder / f".probe.{os.getpid()}"
     try:
@@ -29,6 +29,6 @@ def require_writable(name: str, folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(
-            f"{name} is {str(folder)!r}, expected a folder that can be made and written "
+            f"{name} is {str(folder)!r}, expected a folder that can be created and written "
             f"({error.strerror}): name another one"
         ) from error

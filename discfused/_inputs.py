@@ -17,7 +17,7 @@ from torch import Tensor
 from discfused._class_sums import resolve_group
 from discfused._definitions import ACTIVATIONS, IMPURITIES
 
-if TYPE_CHECKING:  # not every build of PyTorch has it
+if TYPE_CHECKING:  # some builds of PyTorch have no torch.distributed
     from torch.distributed import ProcessGroup
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -27,7 +27,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Options(NamedTuple):
-    """The arguments of the terms that are no tensors, checked (see `options`)."""
+    """The arguments of the terms that are not tensors, checked by `options`."""
 
     ignore_index: int
     activation: str
@@ -66,7 +66,7 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
 
 
 def integer(name: str, value: Any) -> int:
-    """The number as Python's own int; NumPy's integers are taken, too."""
+    """The number as a Python int. NumPy integers are accepted."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
         try:
             if isinstance(value, (bool, Tensor)):
@@ -75,7 +75,7 @@ def integer(name: str, value: Any) -> int:
         except TypeError:
             raise TypeError(f"{name} is {value!r}, expected an int") from None
     if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name} is {value}, expected an int of 64 bits")
+        raise ValueError(f"{name} is {value}, expected a 64-bit int")
     number: int = value
     return number
 
@@ -87,15 +87,15 @@ def positive(name: str, value: object) -> int:
 
 
 def non_negative(name: str, value: Any) -> float:
-    """The number as Python's own float; those of NumPy and of tensors are taken, too."""
+    """The number as a Python float. Numbers of NumPy and tensors of one number are accepted."""
     if type(value) is not float:
         try:
             if isinstance(value, (bool, str, bytes)) or getattr(value, "requires_grad", False):
                 raise TypeError
             value = float(value)
-        except (TypeError, ValueError, RuntimeError):  # of a tensor with several numbers
+        except (TypeError, ValueError, RuntimeError):  # from a tensor with several numbers
             raise TypeError(f"{name} is {value!r}, expected a number") from None
-    if not 0 <= value < math.inf:  # NaN fails this, too
+    if not 0 <= value < math.inf:  # also true for NaN
         raise ValueError(f"{name} is {value}, expected a finite number >= 0")
     number: float = value
     return number
@@ -129,14 +129,14 @@ def shape(tensor: Tensor) -> str:
 def same_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
         raise ValueError(
-            f"{name} is on {tensor.device}, expected {device} like the rest: "
+            f"{name} is on {tensor.device}, expected {device} like the other tensors: "
             f"move it with {name}.to({str(device)!r})"
         )
 
 
 def readable(tensor: Tensor, waiting: bool = False) -> bool:
-    """Whether the numbers can be looked at: not in a trace, and not those of a fake tensor; nor,
-    but for `waiting`, those of a GPU."""
+    """Whether the values can be read: not while tracing, and not of fake tensors. Values on a GPU
+    can be read only if `waiting`."""
     return (
         (tensor.device.type == "cpu" or (waiting and tensor.device.type != "meta"))
         and not torch.compiler.is_compiling()
@@ -163,7 +163,7 @@ def weights(name: str, value: object, length: int, device: torch.device) -> Tens
     """[length] numbers >= 0."""
     w = numbers(name, value, length, device)
     if readable(w) and w.numel():
-        low, high = w.aminmax()  # both NaN if any weight is
+        low, high = w.aminmax()  # both are NaN if any weight is
         if not (low >= 0 and high < math.inf):
             worst = int((~((w >= 0) & (w < math.inf))).nonzero()[0])
             raise ValueError(f"{name}[{worst}] is {w[worst].item()}, expected a finite number >= 0")
@@ -173,7 +173,7 @@ def weights(name: str, value: object, length: int, device: torch.device) -> Tens
 def prior(
     value: object, num_classes: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    """[C] summing to 1; None for the classes of the batch."""
+    """[C] with sum 1; None for the distribution of the batch."""
     if isinstance(value, str):
         one_of("prior", value, PRIORS)
         if value == "batch":
@@ -186,12 +186,12 @@ def prior(
     largest = p.amax()
     if readable(p) and largest == 0:
         raise ValueError("prior sums to 0, expected at least one class with a positive probability")
-    p = p / largest  # so that no scale overflows or vanishes
+    p = p / largest  # so that no scale overflows or underflows
     return (p / _ordered_sum(p)).to(dtype)
 
 
 def _ordered_sum(values: Tensor) -> Tensor:
-    """The sum of a vector. PyTorch's own splits a long one by the number of threads."""
+    """The sum of a vector in a fixed order. PyTorch's sum depends on the number of threads."""
     block = 1024
     padded = torch.nn.functional.pad(values, (0, -values.shape[0] % block))
     return padded.view(-1, block).sum(1).sum()

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, not in the middle of one."""
+"""Ctrl-C that takes effect between two steps."""
 
 import signal
 import threading
@@ -6,17 +6,17 @@ from types import FrameType
 
 
 class Watch:
-    """`asked` becomes true with the first SIGINT or SIGTERM; the second acts as it always does.
+    """The first SIGINT or SIGTERM sets `asked`. The second has its usual effect.
 
-    alone: whether this process trains alone. Several could not agree on a step to stop after, so
-    for them signals act as always, and the last checkpoint stands.
+    alone: whether this process trains alone. Several processes could not agree on the last step, so
+    for them signals have their usual effect, and the last checkpoint remains.
     """
 
     SIGNALS = signal.SIGINT, signal.SIGTERM
 
     def __init__(self, alone: bool):
         self.asked = False
-        # Python delivers signals to the main thread only.
+        # Only the main thread receives signals.
         self.active = alone and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> "Watch":

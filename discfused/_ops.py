@@ -1,7 +1,7 @@
-"""The operators of every backend, as PyTorch's dispatcher knows them (see backends/contract.py).
+"""The operators of every backend for PyTorch's dispatcher (see backends/contract.py).
 
-They give eager mode, torch.compile, make_fx, fake and meta tensors one path. Those of the compiled
-library have their kernels and their autograd formula in csrc/; those of Triton have them here.
+Eager mode, torch.compile, make_fx, fake and meta tensors use the same operators. csrc/ registers
+the kernels and autograd formulas of the compiled library, this file those of Triton.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, library
 from discfused import backends
 from discfused._definitions import accumulation_dtype
 
-# `activation` and `impurity` are places in ACTIVATIONS and IMPURITIES; `dtype` is that of the sums.
+# `activation` and `impurity` index ACTIVATIONS and IMPURITIES; `dtype` is the dtype of the sums.
 _SCHEMAS = {
     "rows": "(Tensor target, Tensor? sample_weight, SymInt num_classes, SymInt ignore_index, "
     "ScalarType dtype) -> Tensor[]",
@@ -32,7 +32,7 @@ _namespace = library.Library("discfused", "DEF")
 
 
 class Operators:
-    """A backend's operators, by the names of the contract."""
+    """The operators of a backend, with the names of the contract."""
 
     rows: Callable[..., list[Tensor]]
     terms: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]]
@@ -47,7 +47,7 @@ class Operators:
 
 
 def _define(backend: Any) -> None:
-    """The schemas of a backend's operators, and their shapes where there is no data."""
+    """Registers schemas and fake implementations (shapes without data) of a backend's operators."""
 
     def rows(
         target: Tensor, sample_weight: Any, num_classes: int, ignore_index: int, dtype: torch.dtype
@@ -78,7 +78,7 @@ def _define(backend: Any) -> None:
         library.register_fake(f"discfused::{name}", fake)
 
 
-# What CudaBackend.rows calls: `bad` gets the number of labels out of range, if there are any.
+# CudaBackend.rows calls it. It writes the number of labels out of range to `bad`, if there are any.
 _namespace.define(
     "cuda_rows_flagged(Tensor target, Tensor? sample_weight, int num_classes, int ignore_index, "
     "ScalarType dtype, Tensor(a!) bad) -> Tensor[]"
@@ -88,7 +88,7 @@ _operators = {}
 for _backend in backends.fused():
     _define(_backend)
     _operators[_backend.name] = Operators(_backend.name)
-    # Operators in Python; those of the compiled library register themselves when it is loaded.
+    # Operators in Python. The compiled library registers its own when it is loaded.
     for _name in _SCHEMAS:
         if hasattr(_backend, _name):
             _namespace.impl(
@@ -101,7 +101,7 @@ def named(backend: str) -> Operators:
 
 
 # ---------------------------------------------------------------- autograd of Triton's operators
-# csrc/autograd.cpp says the same of the others.
+# csrc/autograd.cpp is the same for the others.
 
 
 def _save_terms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

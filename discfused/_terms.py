@@ -1,4 +1,4 @@
-"""From checked arguments to the terms: chooses the backend and calls its operators."""
+"""Computes the terms of checked arguments: selects the backend and calls its operators."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def terms(
     results = []
     for x in layers:
         dtype = accumulation_dtype(x.dtype)
-        if dtype not in prepared:  # once for all layers, but for those of another precision
+        if dtype not in prepared:  # once for all layers of the same precision
             pi = _inputs.prior(prior, C, dtype, target.device)
             prepared[dtype] = _rows(name, target, sample_weight, C, options, dtype), pi
         rows, pi = prepared[dtype]
@@ -35,7 +35,7 @@ def terms(
             gini, kl = reference.disc_terms(x, rows, pi, options.activation, options.impurity)
             results.append((gini_weight * gini + kl_weight * kl, gini, kl))
         else:
-            # A weight inside the operator would be a constant of torch.compile's graph.
+            # torch.compile would make a weight that is passed to the operator a constant.
             compiling = torch.compiler.is_compiling()
             penalty, gini, kl, _ = _ops.named(name).terms(
                 x, rows, C, pi, ACTIVATIONS.index(options.activation),
@@ -57,8 +57,8 @@ def terms_of_sums(
     gini_weight: float,
     kl_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `terms`, of the batch that the sums are of: H is its own class histogram where every class
-    is one row of the weight n_c."""
+    """As `terms`, from class sums. With one row H_c of weight n_c for each class, the class
+    histogram of H is H."""
     C = len(sums.sizes)
     classes = torch.arange(C, device=sums.sizes.device)
     return terms(sums.histograms(), classes, C, sums.sizes, prior, options, gini_weight, kl_weight)
@@ -73,7 +73,7 @@ def class_sums(
     options: _inputs.Options,
     dtype: torch.dtype,
 ) -> ClassSums:
-    """Of one batch, in this dtype or a wider one of the features. `weight`: of cross-entropy."""
+    """The class sums of a batch, in this dtype or a wider one. `weight`: of cross-entropy."""
     name = _backend(target.device.type, options.backend)
     prepared: dict[torch.dtype, tuple[Any, Tensor]] = {}
     tables = []
@@ -122,7 +122,7 @@ def _rows(
     options: _inputs.Options,
     dtype: torch.dtype,
 ) -> Any:
-    """Which rows belong to which class, in the form that the backend uses."""
+    """The assignment of rows to classes, in the format of the backend."""
     if target.requires_grad:
         target = target.detach()
     arguments = target, sample_weight, C, options.ignore_index, dtype
@@ -133,15 +133,15 @@ def _rows(
 
 
 def _backend(device_type: str, requested: str | None) -> str:
-    """The backend's name. Under torch.func's transforms and in forward mode it is the reference: of
-    the others, whose kernels read memory, these see no formula."""
+    """The backend's name. Transforms of torch.func and forward mode need the reference, because
+    they cannot differentiate kernels."""
     if not torch.compiler.is_compiling() and (
         torch._C._functorch.peek_interpreter_stack() or forward_ad._current_level >= 0
     ):
         if requested in (None, "reference"):
             return "reference"
         raise RuntimeError(
-            f"backend is {requested!r}, which neither torch.func nor forward-mode differentiation "
-            'can see through: use backend="reference", or leave backend=None'
+            f"backend is {requested!r}, which supports neither torch.func nor forward-mode "
+            'differentiation: use backend="reference", or leave backend=None'
         )
     return backends.resolve(device_type, requested)

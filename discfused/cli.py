@@ -1,4 +1,4 @@
-"""The command line, also as `python -m discfused`: doctor, demo, and those of the recipes."""
+"""The command line, also `python -m discfused`: doctor, demo and the commands of the recipes."""
 
 import argparse
 import dataclasses
@@ -25,25 +25,25 @@ def main(arguments: list[str] | None = None) -> int:
         command.set_defaults(run=run, refuse=command.error)
         return command
 
-    text = "tell what is installed, which backend runs, and why not a faster one"
+    text = "show what is installed, which backend runs, and why a faster one does not"
     add("doctor", run_doctor, text).add_argument("--json", action="store_true", help="as JSON")
     demo = add("demo", run_demo, "train on handwritten digits, with and without the two terms")
     for name, number, what in (
         ("seeds", 8, "runs of each loss"),
-        ("images", 6, "of each digit to learn from, 100 at most"),
-        ("epochs", 200, "of each run"),
+        ("images", 6, "training images of each digit, at most 100"),
+        ("epochs", 200, "epochs of each run"),
     ):
         demo.add_argument(f"--{name}", type=int, default=number, metavar="N",
                           help=f"{what} (default: %(default)s)")  # fmt: skip
     for term, weight in (("gini", GINI_WEIGHT), ("kl", KL_WEIGHT)):
         demo.add_argument(f"--{term}-weight", type=float, default=weight, metavar="X",
-                          help="of the term in the loss (default: %(default)s)")  # fmt: skip
+                          help="weight of the term (default: %(default)s)")  # fmt: skip
     demo.add_argument("--impurity", choices=IMPURITIES, default=IMPURITIES[0],
-                      help="what the Gini term is (default: %(default)s)")  # fmt: skip
-    demo.add_argument("--backend", metavar="NAME", help="see doctor (default: the fastest on CPU)")
+                      help="impurity of the Gini term (default: %(default)s)")  # fmt: skip
+    demo.add_argument("--backend", metavar="NAME", help="see doctor (default: fastest for CPU)")
     demo.add_argument("--out", type=Path, default=Path("discfused-demo"), metavar="DIR",
-                      help="where picture and report go (default: %(default)s)")  # fmt: skip
-    demo.add_argument("--json", type=Path, metavar="FILE", help="write all runs there")
+                      help="folder for picture and report (default: %(default)s)")  # fmt: skip
+    demo.add_argument("--json", type=Path, metavar="FILE", help="file for the results of all runs")
     commands_of_recipes.add_to(add)
     options = parser.parse_args(arguments)
     try:
@@ -51,14 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
         if sys.stdout is not None:  # closed, as by >&-
             sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `discfused doctor | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # not at exit either
+    except BrokenPipeError:  # as in `discfused doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor fail at exit
         return 1
 
 
 def run_demo(options: argparse.Namespace) -> int:
     try:
-        from discfused.recipes import demo  # needs the packages of the extra
+        from discfused.recipes import demo  # needs the packages of the extra `demo`
     except ImportError as error:
         print(f"the demo needs {error.name}: pip install 'discfused[demo]'")
         return 1

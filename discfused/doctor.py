@@ -1,4 +1,4 @@
-"""What is installed, which backend runs, and why not a faster one: the text of a bug report."""
+"""`discfused doctor`: the environment, the backends, and why a faster one does not run."""
 
 import importlib.metadata
 import platform
@@ -13,7 +13,7 @@ from discfused.backends import _library
 
 
 def facts() -> dict[str, Any]:
-    """Of this environment, ready for JSON."""
+    """Facts about this environment, as JSON types."""
     record = _library.build_record()
     return {
         "discfused": discfused.__version__,
@@ -42,7 +42,7 @@ def facts() -> dict[str, Any]:
 
 
 def report(found: dict[str, Any]) -> str:
-    """One fact a line, so that a bug report can quote it whole."""
+    """The facts as text, one per line, for bug reports."""
     lines = [
         f"discfused {found['discfused']}, commit {found['commit'] or 'unknown'}, {found['folder']}",
         f"python {found['python']}, {found['platform']}",

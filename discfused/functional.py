@@ -1,7 +1,7 @@
-"""The public functions: check every argument, choose a backend, call its operators.
+"""The loss and its two terms as functions: they check the arguments and call the operators.
 
-Every function states its formula; the symbols are N samples, D features, C classes. The loss is
-that of arXiv 2202.07073 as its authors compute it; what is ours is said where it stands.
+Symbols: N samples, D features, C classes. The loss is that of arXiv 2202.07073, as its authors
+implement it. "Ours" marks our additions.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from discfused import _batch, _cross_entropy, _inputs, _terms
 from discfused._class_sums import ClassSums, whole_batch
 from discfused._definitions import accumulation_dtype
 
-if TYPE_CHECKING:  # not every build of PyTorch has it
+if TYPE_CHECKING:  # some builds of PyTorch have no torch.distributed
     from torch.distributed import ProcessGroup
 
-# The paper's, as its authors set them.
+# The values of the paper's authors.
 GINI_WEIGHT = 0.5
 KL_WEIGHT = 0.5
 
 
 class DiscTerms(NamedTuple):
-    """Both scalars, float32 (float64 for float64 features)."""
+    """Two scalars, float32 (float64 for float64 features)."""
 
-    gini: Tensor  # the impurity term, in [0, 1]: 0 when every feature fires for one class only
-    kl: Tensor  # >= 0, in nats: 0 when the features fire for the classes as often as these occur
+    gini: Tensor  # the impurity term, in [0, 1]: 0 if every feature fires for one class only
+    kl: Tensor  # >= 0, in nats: 0 if the features follow the distribution of the classes
 
 
 class LossTerms(NamedTuple):
-    """The parts of a loss, unweighted and detached: for logging, without a host sync."""
+    """The parts of a loss, unweighted and detached, for logging. No host synchronization."""
 
     ce: Tensor
     gini: Tensor  # the impurity term
@@ -61,29 +61,30 @@ def fused_disc_loss(
 ) -> Tensor | tuple[Tensor, LossTerms]:
     """loss = cross_entropy(logits, target) + gini_weight * gini + kl_weight * kl
 
-    The first two arguments are those of `torch.nn.functional.cross_entropy`; the terms are those of
-    `disc_terms`. With both weights 0 the result is the cross-entropy, and features may be None.
+    The first two arguments are those of `torch.nn.functional.cross_entropy`. `disc_terms` defines
+    the two terms. If both weights are 0, the result is the cross-entropy, and features may be None.
 
     Args:
-        logits: [N, C], any float dtype. Without features, any shape that cross_entropy takes.
+        logits: [N, C], any float dtype. Without features, any shape that cross_entropy accepts.
         target: [N] class indices of an integer dtype, or [N, C] class probabilities.
-        features: [N, D] or [N, D, ...] (phi, then the mean over the rest), any float dtype, any
-            strides; or a list of such tensors, one for each layer: the terms are averaged over
-            them. The paper takes what feeds the last linear layer, before any dropout.
+        features: [N, D] or [N, D, ...], any float dtype, any strides. Further dimensions are
+            reduced by phi and then the mean. Or a list of such tensors, one per layer: the terms
+            are averaged over the layers. The paper uses the input of the last linear layer, before
+            dropout.
         gini_weight, kl_weight: finite, >= 0; 0.5 in the paper.
-        weight: [C], of the classes, in cross-entropy alone.
-        ignore_index: rows with this label do not count anywhere.
-        reduction: "mean"; "sum" (summed cross-entropy, and the terms times the number of rows that
-            are not ignored, each counted sample_weight times); "none" ([N]: the terms are added to
-            every element, so that the mean is the "mean" loss if nothing is ignored or weighted).
-        label_smoothing: in [0, 1], of cross-entropy alone.
-        sample_weight: [N], >= 0 (ours). Multiplies a row's cross-entropy and its membership;
-            "mean" divides by the weighted count: a weight of k is the row repeated k times.
+        weight: [C], class weights of cross-entropy. They do not affect the terms.
+        ignore_index: rows with this label do not count.
+        reduction: "mean"; "sum" (the sum of cross-entropy, plus the terms times the weighted number
+            of rows that are not ignored); "none" ([N]: the terms are added to every element, so the
+            mean equals the "mean" loss if no row is ignored or weighted).
+        label_smoothing: in [0, 1]. It does not affect the terms.
+        sample_weight: [N], >= 0 (ours). Multiplies the cross-entropy and the membership of a row;
+            "mean" divides by the weighted count. Weight k equals k copies of the row.
         activation, impurity, prior, feature_dim, check_labels, backend: see `disc_terms`.
-        process_group, class_sums: the rows are a part of a batch, as `disc_terms` says, for
-            cross-entropy as well: the mean over the parts of their losses, and of the gradients of
-            these, is that of the whole batch in one process, if parts differ in size, too. (With
-            "none" every part's own mean counts alike.)
+        process_group, class_sums: the rows are one part of a batch, see `disc_terms`. This includes
+            cross-entropy: the mean over the parts of losses and gradients equals the loss and the
+            gradient of the whole batch in one process, also for parts of different sizes. (With
+            "none" the mean of each part has the same weight.)
         return_terms: also return LossTerms(ce, gini, kl), unweighted and detached.
 
     Returns:
@@ -91,8 +92,8 @@ def fused_disc_loss(
 
     Raises:
         ValueError, TypeError: an argument has a wrong shape, dtype, device or value.
-        IndexError: a label is out of range (CPU tensors).
-        RuntimeError: the named backend cannot run here; or a fused backend is differentiated twice.
+        IndexError: a label is out of range (on a GPU see check_labels).
+        RuntimeError: the named backend cannot run here, or double backward of a fused backend.
     """
     gini_weight = _inputs.non_negative("gini_weight", gini_weight)
     kl_weight = _inputs.non_negative("kl_weight", kl_weight)
@@ -176,48 +177,49 @@ def disc_terms(
 ) -> DiscTerms:
     """gini = 1 - (1/D) sum_j sum_c P_cj^2,   kl = sum_c pi_c log(pi_c / max(q_c, 1e-10))
 
-    where P_cj = H_cj / sum_k H_kj is the probability of class c given that feature j fires, H the
-    histogram of `class_histogram`, and q_c the mean of P_cj over the live features. A feature that
-    is 0 everywhere is dead: it counts as 1 in gini and not in q. Both terms are 0 where no row
-    counts. Differentiable in the features. Use them beside another base loss (focal, ArcFace ...).
+    P_cj = H_cj / sum_k H_kj is the probability of class c given that feature j fires, H is the
+    result of `class_histogram`, and q_c is the mean of P_cj over the live features. A feature that
+    is 0 in all rows is dead: it counts as 1 in gini and does not count in q. Both terms are 0 if no
+    row counts. Differentiable in the features. For use with another base loss (focal, ArcFace ...).
 
     Args:
-        features: [N, D] or [N, D, ...] (phi, then the mean over the rest), any float dtype, any
-            strides; or a list of such tensors, over which the terms are averaged.
+        features: [N, D] or [N, D, ...], any float dtype, any strides. Further dimensions are
+            reduced by phi and then the mean. Or a list of such tensors: the terms are averaged over
+            them.
         target: [N] class indices of an integer dtype, or [N, C] class probabilities (ours).
-        num_classes: C. Never taken from target.max(), which would stall a GPU.
+        num_classes: C. It is not read from the target, because that would stall a GPU.
         ignore_index: rows with this label do not count.
-        sample_weight: [N], >= 0, constants (ours): a weight of k is the row repeated k times.
-        activation: phi, how much a feature fires: "abs" (the paper's) or "relu".
+        sample_weight: [N], >= 0, constants (ours). Weight k equals k copies of the row.
+        activation: phi, how strongly a feature fires: "abs" (the paper's) or "relu".
         impurity: "gini" (the paper's) or "collision" (ours), the normalised Renyi entropy of order
-            2, (1/D) sum_j -log(sum_c P_cj^2) / log K with K the number of classes in the batch: 0
-            where K < 2, 1 for a dead feature. Where classes are many, Gini's gradient all but
-            vanishes, and that of collision does not.
-        prior: pi, the distribution of the classes: of the "batch" (the paper's), "uniform", or a
-            tensor [C] of numbers >= 0 (divided by its sum).
+            2: (1/D) sum_j -log(sum_c P_cj^2) / log K, with K the number of classes in the batch. It
+            is 0 if K < 2, and 1 for a dead feature. With many classes the gradient of Gini almost
+            vanishes; the gradient of collision does not.
+        prior: pi, the distribution of the classes: "batch" (the paper's), "uniform", or a tensor
+            [C] of numbers >= 0 (divided by its sum).
         feature_dim: the dimension of `features` that counts features; -1 for tokens [N, T, D].
-        process_group: "world" or a torch.distributed.ProcessGroup (ours): the terms are those of
-            the batches of all its processes put together, and the same on each. It takes one
-            all_reduce, of C * D numbers for each layer whatever N is, and none in backward.
-            The gradient is that of the own rows times the number of processes: the mean that
-            DistributedDataParallel or FSDP takes is the gradient of the whole batch, also where
-            batches differ in size or are empty. Every process must make the call. Where no gradient
-            is recorded (torch.no_grad) the terms are those of the own batch, without a collective.
-        class_sums: of the whole batch, where these rows are one of its micro-batches (ours): see
-            `class_sums`. The gradient is that of these rows times the number of parts.
-        check_labels: on a GPU, labels out of range never count, and are reported by an IndexError
-            "async", when the GPU has come to them, which may be one call later and costs no wait;
-            "sync", in this call; or not, "off". On a CPU always in this call.
+        process_group: "world" or a torch.distributed.ProcessGroup (ours). The terms are computed
+            for the batches of all its processes together, and are equal on all of them. Forward
+            makes one all_reduce of C * D numbers per layer, for any N; backward makes none. The
+            gradient is the gradient of the process's own rows times the number of processes, so the
+            mean that DistributedDataParallel or FSDP takes is the gradient of the whole batch, also
+            for batches of different sizes and empty ones. Every process must make the call. Under
+            torch.no_grad the terms are those of the process's own batch, without a collective.
+        class_sums: the sums of the whole batch, if these rows are one of its micro-batches (ours);
+            see `class_sums`. The gradient is that of these rows times the number of parts.
+        check_labels: when a label out of range on a GPU raises an IndexError. Such rows never
+            count. "async": without a wait, possibly one call late; "sync": in this call; "off":
+            never. On a CPU always in this call.
         backend: "reference", "cpu", "triton", "cuda"; None for the fastest that can run here.
 
     Returns:
-        DiscTerms(gini, kl), float32 scalars (float64 for float64 features). `gini` is the impurity
-        term, whichever impurity was chosen.
+        DiscTerms(gini, kl), float32 scalars (float64 for float64 features). `gini` is the chosen
+        impurity term.
 
     Raises:
         ValueError, TypeError: an argument has a wrong shape, dtype, device or value.
-        IndexError: a label is out of range (CPU tensors).
-        RuntimeError: the named backend cannot run here; or a fused backend is differentiated twice.
+        IndexError: a label is out of range (on a GPU see check_labels).
+        RuntimeError: the named backend cannot run here, or double backward of a fused backend.
     """
     options = _inputs.options(
         ignore_index, activation, feature_dim, check_labels, backend, impurity, process_group

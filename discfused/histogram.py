@@ -1,4 +1,4 @@
-"""The class histogram of one batch, and the class sums that it is made of."""
+"""The class histogram of one batch, and its class sums."""
 
 from collections.abc import Sequence
 
@@ -23,9 +23,10 @@ def class_histogram(
 ) -> Tensor:
     """H_cj = sum_i m_ic phi(x_ij) / n_c,   n_c = sum_i m_ic
 
-    The mean activation of feature j over the samples of class c, 0 for an absent class. m_ic =
-    sample_weight_i * 1[target_i = c] for class indices and sample_weight_i * target_ic for class
-    probabilities, 0 for ignored rows; phi is the activation. Differentiable in the features.
+    H_cj is the mean activation of feature j over the samples of class c, 0 for an absent class.
+    m_ic is sample_weight_i * 1[target_i = c] for class indices, sample_weight_i * target_ic for
+    class probabilities, and 0 for ignored rows. phi is the activation. Differentiable in the
+    features.
 
     Args: as in `disc_terms`, for one features tensor.
 
@@ -56,9 +57,9 @@ def class_sums(
 ) -> ClassSums:
     """sum_i m_ic phi(x_ij) of each layer, and n_c = sum_i m_ic
 
-    The class histogram before its division. These sums add up, so they give a batch that is cut
-    into micro-batches the terms of the whole (ours). A first pass collects them, a second one
-    trains, and the mean over the parts of the losses and gradients is that of the whole batch:
+    The class histogram before the division. The sums of micro-batches add up to the sums of the
+    whole batch, which determine its terms (ours). A first pass collects them and a second pass
+    trains. The mean over the parts of losses and gradients then equals that of the whole batch:
 
         with torch.no_grad():
             whole = sum(class_sums(net(x), y, num_classes) for x, y in parts)
@@ -67,11 +68,12 @@ def class_sums(
             loss = fused_disc_loss(classifier(features), y, features, class_sums=whole)
             (loss / len(parts)).backward()
 
-    Exact where both passes compute the same features. So run the first one in
-    `torch.random.fork_rng()` where the network has dropout.
+    This is exact if both passes compute the same features. If the network has dropout, run the
+    first pass in `torch.random.fork_rng()`.
 
     Args:
-        weight: [C], of the classes in cross-entropy, which divides by the sum of the whole batch.
+        weight: [C], class weights of cross-entropy, which divides by their sum over the whole
+            batch.
         The others: as in `disc_terms`.
 
     Raises:

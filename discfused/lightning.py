@@ -1,4 +1,4 @@
-"""How discriminative the features are, logged by Lightning while a network trains."""
+"""A Lightning callback that logs how discriminative the features are during training."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ __all__ = ["LogDiscriminability"]
 
 class LogDiscriminability(Callback):
     """Logs `Discriminability.summary` of the features after every validation, as PREFIX/mean_gini
-    and so on; and every k epochs the heat map of the class histogram to TensorBoard.
+    etc., and after every k-th epoch the heat map of the class histogram to TensorBoard.
 
         Trainer(callbacks=[LogDiscriminability(every=5)])
 
-    The features are those that `validation_step` computes, so no forward pass is added. They are of
-    the data of all validation loaders and all processes. Keeps C * D + C + 3 numbers.
+    It uses the features that `validation_step` computes, without further forward passes, from all
+    validation loaders and processes. It keeps C * D + C + 3 numbers.
 
     Args:
-        layers: one layer, as in FeatureTap. Default: what feeds the classifier.
-        every: epochs between two heat maps; 0 for none.
+        layers: one layer, as in FeatureTap. Default: the input of the classifier.
+        every: number of epochs from one heat map to the next; 0 for none.
         model: name of the network in the LightningModule; "" for the LightningModule itself, called
-            as self(x). Default: its only child with parameters, else itself.
-        num_classes: C, for networks that give out no logits.
+            as self(x). Default: its only child with parameters, else the LightningModule.
+        num_classes: C, for networks whose output has no logits.
         class_names: C names.
-        prefix: of the names that are logged.
+        prefix: prefix of the logged names.
         capture, feature_dim, activation, prior, backend: as in `discfused.report`.
 
     Raises:
-        ValueError, TypeError: as `discfused.report`; a batch is none of (inputs, target) or a dict
+        ValueError, TypeError: as `discfused.report`; a batch is neither (inputs, target) nor a dict
             with labels; validation_step did not run the network.
         ImportError: Lightning, matplotlib or torchmetrics is missing.
     """
@@ -66,7 +66,7 @@ class LogDiscriminability(Callback):
         backend: str | None = None,
     ):
         if (every := _inputs.integer("every", every)) < 0:
-            raise ValueError(f"every is {every}, expected epochs, or 0 for no heat map")
+            raise ValueError(f"every is {every}, expected a number of epochs, or 0 for no heat map")
         self.layers, self.every, self.model, self.prefix = layers, every, model, prefix
         self.num_classes, self.class_names = num_classes, class_names
         self.capture, self.activation = capture, activation
@@ -78,7 +78,7 @@ class LogDiscriminability(Callback):
         }
         self._metric: FeatureDiscriminability | None = None
         self._handles = Handles()
-        self._tap: Any = None  # a FeatureTap, in an evaluation
+        self._tap: Any = None  # a FeatureTap during an evaluation
         self._output: Any = None
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -112,11 +112,11 @@ class LogDiscriminability(Callback):
         self._remove()
         if self._metric is None:
             return
-        values = self._metric.compute()  # of all processes, so it is the same in each
+        values = self._metric.compute()  # equal in all processes, because it is synchronized
         if trainer.sanity_checking:
             return
         summary = {f"{self.prefix}/{name}": value for name, value in values.summary().items()}
-        module.log_dict(summary, sync_dist=True)  # the mean of equal numbers, and no warning
+        module.log_dict(summary, sync_dist=True)  # the mean of equal numbers; avoids a warning
         if self.every and trainer.current_epoch % self.every == 0 and trainer.is_global_zero:
             self._draw(trainer, values.cpu())
 

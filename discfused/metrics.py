@@ -1,4 +1,4 @@
-"""How discriminative features are over a whole data set: a metric of torchmetrics."""
+"""A torchmetrics metric: how discriminative features are over a whole data set."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ __all__ = ["Discriminability", "FeatureDiscriminability", "feature_discriminabil
 class FeatureDiscriminability(Metric):
     """Discriminability of the class sums  S_cj = sum_i m_ic phi(x_ij),  n_c = sum_i m_ic
 
-    over all batches and processes: see `Discriminability` for the formulas. The sums of the whole
-    are those of its parts, so the result is that of one batch with all rows, up to rounding. It
-    keeps C * D + C + 3 numbers, however many rows there are, and they are part of the state_dict.
+    over all batches and processes. `Discriminability` has the formulas. The sums of all parts add
+    up, so the result equals that of one batch with all rows, up to rounding. The metric keeps C * D
+    + C + 3 numbers for any number of rows. They are part of the state_dict.
 
         metric = FeatureDiscriminability(num_classes=10, num_features=512)
         for features, target in batches:
@@ -31,11 +31,11 @@ class FeatureDiscriminability(Metric):
 
     Args:
         num_classes: C.
-        num_features: D. Given, so that a process without a batch can take part.
+        num_features: D. Needed for processes without a batch.
         ignore_index, activation, feature_dim, check_labels, backend, prior: as in `disc_terms`.
-        kwargs: those of torchmetrics.Metric (process_group, sync_on_compute ...).
+        kwargs: the keywords of torchmetrics.Metric (process_group, sync_on_compute ...).
 
-    The sums are float32. For more call `set_dtype(torch.float64)`, as with any metric.
+    The sums are float32. Call `set_dtype(torch.float64)` for float64, as with any metric.
 
     Raises:
         ValueError, TypeError: an argument has a wrong shape, dtype, device or value.
@@ -87,7 +87,8 @@ class FeatureDiscriminability(Metric):
         """Adds a batch.
 
         Args:
-            features: [N, D] or [N, D, ...] (phi, then the mean over the rest), any float dtype.
+            features: [N, D] or [N, D, ...], any float dtype. Further dimensions are reduced by phi
+                and then the mean.
             target: [N] class indices of an integer dtype, or [N, C] class probabilities.
             sample_weight: [N], >= 0.
         """
@@ -104,7 +105,7 @@ class FeatureDiscriminability(Metric):
         self.counts += sums.counts
 
     def compute(self) -> Discriminability:
-        """Of all batches so far, in every process."""
+        """The result for all batches so far, of all processes."""
         return discriminability(
             ClassSums((self.table,), self.sizes, self.counts), self.prior, self._options
         )
@@ -123,7 +124,7 @@ def feature_discriminability(
     check_labels: str = "async",
     backend: str | None = None,
 ) -> Discriminability:
-    """Discriminability of one batch: see there for the formulas. No gradient.
+    """Discriminability of one batch; `Discriminability` has the formulas. No gradient.
 
     Args, Raises: as in `disc_terms`, for one features tensor.
     """

@@ -13,7 +13,7 @@ from discfused.functional import GINI_WEIGHT, KL_WEIGHT, LossTerms, fused_disc_l
 from discfused.histogram import class_sums
 from discfused.tap import FeatureTap
 
-if TYPE_CHECKING:  # not every build of PyTorch has it
+if TYPE_CHECKING:  # some builds of PyTorch have no torch.distributed
     from torch.distributed import ProcessGroup
 
 _OPTIONS = (
@@ -30,35 +30,35 @@ class FusedDiscLoss(nn.Module):
         criterion = FusedDiscLoss()
         loss = criterion(logits, target, features)
 
-        criterion = FusedDiscLoss.attach(model)   # taps what feeds the classifier
+        criterion = FusedDiscLoss.attach(model)   # taps the input of the classifier
         loss = criterion(model(images), target)
 
-    The logits may be what a model of transformers or torchvision gives out: its `logits` are taken
-    (auxiliary ones do not count: add their cross-entropy yourself). An attached criterion takes the
-    features of the forward pass that made these logits, and raises an error where it has none.
+    The logits may be an output object of transformers or torchvision: the criterion uses its
+    `logits` (add the cross-entropy of auxiliary logits yourself). An attached criterion uses the
+    features of the forward pass that computed these logits, and raises an error if it has none.
 
-    Args: the keywords of `fused_disc_loss`, checked here; sample_weight belongs to a batch and is
-    an argument of the call. All others are attributes and may be set at any time (a tensor as prior
-    by another tensor only).
+    Args: the keywords of `fused_disc_loss`, which the constructor checks. sample_weight belongs to
+    a batch and is an argument of the call. All others are attributes and can be set at any time (a
+    tensor as prior only to another tensor).
 
-    It has no parameters and adds nothing to a state_dict; class weights and a prior tensor move
-    with `.to(device)`.
+    The criterion has no parameters and adds nothing to a state_dict. Class weights and a prior
+    tensor move with `.to(device)`.
 
-    With several processes each loss is that of the own batch, unless process_group says whose
-    batches belong together ("world": all, and it may be pickled). Then gini and kl are those of the
-    whole batch, and cross-entropy is scaled so that the mean over the processes of the losses, and
-    of the gradients, is that of the whole batch. After `criterion.eval()` or where no gradient is
-    recorded, the loss is that of the own batch, and one process may compute it alone.
+    With several processes each process computes the loss of its own batch, unless process_group is
+    given ("world": all processes; it can be pickled). Then gini and kl are those of the whole
+    batch, and cross-entropy is scaled so that the mean over the processes of losses and gradients
+    equals that of the whole batch. After `criterion.eval()` or under torch.no_grad each process
+    computes the loss of its own batch, without the others.
 
     With gradient accumulation the terms are those of each micro-batch, unless `class_sums` gives
-    those of the whole batch.
+    the sums of the whole batch.
 
     Attributes:
-        terms: LossTerms(ce, gini, kl) of the last call, detached: for logging. None before. `gini`
-            is the impurity term, whichever impurity was chosen.
+        terms: LossTerms(ce, gini, kl) of the last call, detached, for logging. None before the
+            first call. `gini` is the chosen impurity term.
         tap: the FeatureTap of an attached criterion, else None.
 
-    Raises: as `fused_disc_loss`; and as FeatureTap.take.
+    Raises: as `fused_disc_loss` and FeatureTap.take.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FusedDiscLoss(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
-        self.weight: Tensor | None  # registered below, as are the others
+        self.weight: Tensor | None  # registered below
         self.prior: str | Tensor
         self.gini_weight = _inputs.non_negative("gini_weight", gini_weight)
         self.kl_weight = _inputs.non_negative("kl_weight", kl_weight)
@@ -120,10 +120,10 @@ class FusedDiscLoss(nn.Module):
         capture: str = "output",
         **options: Any,
     ) -> "FusedDiscLoss":
-        """A criterion that takes the features from the model: see FeatureTap for the arguments.
+        """A criterion that taps the features of the model. FeatureTap describes the arguments.
 
-        Without layers, the features are in the last dimension, which feature_dim then is by
-        default; they are averaged over tokens, unless every token has its own target.
+        Without layers, the features are in the last dimension, and feature_dim is -1 by default.
+        They are averaged over tokens, unless every token has its own target.
         """
         if layers is None:
             options.setdefault("feature_dim", -1)
@@ -139,12 +139,12 @@ class FusedDiscLoss(nn.Module):
         *,
         sample_weight: Tensor | None = None,
         class_sums: ClassSums | None = None,
-        input: Any = None,  # what nn.CrossEntropyLoss calls the logits
+        input: Any = None,  # the name of the logits in nn.CrossEntropyLoss
     ) -> Tensor:
         if logits is None:
             logits = input
         elif input is not None:
-            raise TypeError("logits and input are both given, and mean the same: pass one of them")
+            raise TypeError("logits and input are both given, but mean the same: pass one of them")
         logits, features = self._logits_and_features(logits, features)
         if class_sums is None:
             class_sums = self._with_earlier(logits, target, features, sample_weight)
@@ -171,7 +171,7 @@ class FusedDiscLoss(nn.Module):
         *,
         sample_weight: Tensor | None = None,
     ) -> ClassSums:
-        """What this micro-batch adds to the class sums of a batch, for a first pass over its parts:
+        """The class sums of this micro-batch, for a first pass over the parts of a batch:
 
             with torch.no_grad(), torch.random.fork_rng():
                 whole = sum(criterion.class_sums(model(x), y) for x, y in parts)
@@ -179,7 +179,7 @@ class FusedDiscLoss(nn.Module):
                 loss = criterion(model(x), y, class_sums=whole)
                 (loss / len(parts)).backward()
 
-        The gradient is that of the whole batch: see `discfused.class_sums`.
+        The gradient then equals that of the whole batch: see `discfused.class_sums`.
         """
         logits, features = self._logits_and_features(logits, features)
         if features is None:
@@ -204,13 +204,13 @@ class FusedDiscLoss(nn.Module):
         features: Tensor | Sequence[Tensor] | None,
         sample_weight: Tensor | None,
     ) -> ClassSums | None:
-        """The class sums of this call, where there are earlier ones to be added."""
+        """The class sums that this call should use, if a subclass keeps earlier ones."""
         return None
 
     def _logits_and_features(
         self, logits: Any, features: Tensor | Sequence[Tensor] | None
     ) -> tuple[Tensor, Tensor | Sequence[Tensor] | None]:
-        """Those of the tap, if none are given."""
+        """Takes the features from the tap if none are given."""
         if not isinstance(logits, Tensor):
             logits = getattr(logits, "logits", logits)
         if features is None and self.tap is not None:
@@ -227,10 +227,10 @@ class FusedDiscLoss(nn.Module):
     ) -> Tensor:
         """The loss for `transformers.Trainer(..., compute_loss_func=criterion.compute_loss_func)`.
 
-        loss * n / num_items_in_batch, n the number of labels that are not ignored: summed over the
-        micro-batches of an accumulated step this is the mean cross-entropy of the whole batch, and
-        the mean of the micro-batches' terms, weighted by their sizes. With process_group that is
-        exact where the processes' micro-batches have equally many labels.
+        loss * n / num_items_in_batch, with n the number of labels that are not ignored. The sum
+        over the micro-batches of an accumulated step is the mean cross-entropy of the whole batch
+        plus the mean of the micro-batches' terms, weighted by size. With process_group it is exact
+        if the micro-batches of all processes have the same number of labels.
 
         Raises:
             ValueError: reduction is not "mean".
@@ -254,7 +254,7 @@ def _warn_without_gradient(logits: Tensor, features: Tensor | list[Tensor]) -> N
     layers = features if isinstance(features, list) else [features]
     if not any(layer.requires_grad for layer in layers):
         warnings.warn(
-            "the tapped features carry no gradient, so the terms cannot train the model: the "
+            "the tapped features do not require grad, so the terms cannot train the model: the "
             "layer is frozen, runs under no_grad, or under checkpoint(use_reentrant=True)",
             stacklevel=4,
         )

@@ -1,9 +1,8 @@
-"""The two terms in plain PyTorch, differentiated by autograd: every backend is judged by it.
+"""The two terms in plain PyTorch, differentiated by autograd. Tests compare all backends with it.
 
-Written to be checked by hand against the formulas, never to be fast. The loss is that of
-*Discriminability-enforcing loss to improve representation learning* (arXiv 2202.07073) as its
-authors compute it; sample weights, soft labels, the collision impurity, dead features and absent
-classes are ours.
+It is written for readers, not for speed. The loss is that of *Discriminability-enforcing loss to
+improve representation learning* (arXiv 2202.07073), as its authors implement it. Sample weights,
+soft labels, the collision impurity, dead features and absent classes are ours.
 
 Symbols: N samples, D features, C classes.
 """
@@ -29,7 +28,7 @@ def membership(
         classes = torch.arange(num_classes, device=target.device)
         m = ((target.unsqueeze(1) == classes) & counts).to(dtype)
     if sample_weight is not None:
-        # where, not the product alone: 0 times a weight that is NaN would be NaN
+        # where: 0 times a weight of NaN would be NaN
         m = torch.where(m == 0, m, m * sample_weight.to(dtype).unsqueeze(1))
     return m
 
@@ -38,9 +37,9 @@ def class_histogram(features: Tensor, m: Tensor, activation: str) -> Tensor:
     """H_cj = sum_i m_ic phi(x_ij) / n_c with n_c = sum_i m_ic: [C, D]. 0 for an absent class."""
     x = features.to(accumulation_dtype(features.dtype))
     counts = (m != 0).any(1, keepdim=True)
-    x = torch.where(counts, x, 0)  # a row that does not count may hold anything, NaN included
+    x = torch.where(counts, x, 0)  # rows that do not count may hold NaN
     n = m.sum(0).unsqueeze(1)  # [C, 1]
-    # A matrix product under autocast would round to half precision. "meta" has no autocast.
+    # Under autocast the matrix product would be half precision. "meta" has no autocast.
     device = "cpu" if x.device.type == "meta" else x.device.type
     with torch.autocast(device, enabled=False):
         return m.T @ activate(x, activation) / torch.where(n == 0, 1, n)
@@ -49,7 +48,7 @@ def class_histogram(features: Tensor, m: Tensor, activation: str) -> Tensor:
 def disc_terms(
     features: Tensor, m: Tensor, prior: Tensor | None, activation: str, impurity: str
 ) -> tuple[Tensor, Tensor]:
-    """The impurity term and kl. `prior`: [C], summing to 1; None for the classes of the batch."""
+    """The impurity term and kl. `prior`: [C] with sum 1; None for the distribution of the batch."""
     H = class_histogram(features, m, activation)
     T = H.sum(0)  # [D]
     live = ~torch.isinf(1 / T)  # NaN is not dead
@@ -59,21 +58,21 @@ def disc_terms(
     n = m.sum(0)  # [C]: size of each class
     if impurity == "gini":
         term = torch.where(live, 1 - squares, 1).mean()
-    else:  # Renyi entropy of order 2, as a part of what it can be with the classes present
+    else:  # Renyi entropy of order 2, divided by its maximum for the classes of the batch
         present = (n > 0).sum().to(H.dtype)
         entropy = -torch.where(live, squares, 1).log() / present.clamp(min=2).log()
-        alone = 0 * squares  # one class: 0, or NaN where the features are
+        alone = 0 * squares  # one class: 0, or NaN for features that are NaN
         term = torch.where(present < 2, alone, torch.where(live, entropy, 1)).mean()
 
     q = P.sum(1) / live.sum().clamp(min=1)  # [C]: distribution of the features over the classes
     pi = n / torch.where(n.sum() == 0, 1, n.sum()) if prior is None else prior
-    absent = pi == 0  # such terms are 0, in the gradient, too
+    absent = pi == 0  # these terms are 0, and their gradients are 0
     ratio = torch.where(absent, 1, pi) / torch.where(absent, 1, q).clamp(min=PROBABILITY_FLOOR)
     kl = torch.where(absent, 0, pi * ratio.log()).sum()
     kl = torch.where(live.any(), kl, 0)
 
-    # Where no row counts, there is nothing to measure.
+    # Both terms are 0 if no row counts.
     some = (n != 0).any()
     term, kl = torch.where(some, term, 0), torch.where(some, kl, 0)
-    # Both are never negative; rounding can leave them a hair below 0.
+    # Rounding can make them slightly negative.
     return term.clamp(min=0), kl.clamp(min=0)

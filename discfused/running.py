@@ -14,22 +14,22 @@ from discfused.modules import FusedDiscLoss
 class RunningDiscLoss(FusedDiscLoss):
     """FusedDiscLoss of the class sums  S_t = S(batch t) + momentum * S_(t-1)  (ours)
 
-    For batches with few samples of a class, and for micro-batches where a second pass over them is
-    too dear (`FusedDiscLoss.class_sums` is exact and needs one). Biased: the earlier sums are
-    constants, of features that the network no longer computes. The gradient is scaled as that of
-    one of 1 + momentum + momentum^2 + ... parts, so its size is that of FusedDiscLoss;
-    cross-entropy is that of the batch. It keeps [C, D] numbers for each layer.
+    For batches with few samples per class, and for micro-batches without the second pass that
+    `FusedDiscLoss.class_sums` needs. The result is biased: the earlier sums are constants, computed
+    from earlier states of the network. The gradient is scaled as for one of 1 + momentum +
+    momentum^2 + ... parts, so it is about as large as that of FusedDiscLoss. Cross-entropy is that
+    of the batch. The criterion keeps [C, D] numbers per layer.
 
-    The sums grow by calls in training mode with gradients alone. They are in the state_dict, so
-    that a run resumes where it stopped, and are no buffers: DistributedDataParallel leaves those
-    of each process alone. With process_group the running sums of its processes are put together.
+    Only calls in training mode with gradients change the sums. They are in the state_dict, so a
+    resumed run continues with them. They are not buffers, so DistributedDataParallel does not
+    broadcast them. With process_group the running sums of all processes are added.
 
     Args:
         momentum: in [0, 1); 0 is FusedDiscLoss.
         The others: as in FusedDiscLoss.
 
     Attributes:
-        sums: the ClassSums so far; None before the first call. Set it to None to begin anew.
+        sums: the ClassSums so far; None before the first call. Set it to None to start again.
     """
 
     def __init__(self, *, momentum: float = 0.9, **options: Any):
@@ -51,7 +51,7 @@ class RunningDiscLoss(FusedDiscLoss):
         sums = own = self.class_sums(logits, target, features, sample_weight=sample_weight)
         if self.sums is not None:
             sums = own + self.sums * self.momentum
-            # Cross-entropy is the batch's own, whatever the sizes of the others.
+            # Cross-entropy counts this batch only, for any size of the earlier batches.
             sums = ClassSums(sums.tables, sums.sizes, own.counts * sums.counts[2])
         self.sums = sums
         return sums
@@ -63,7 +63,7 @@ class RunningDiscLoss(FusedDiscLoss):
         self.sums = ClassSums(**state) if state else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningDiscLoss":
-        if self.sums is not None:  # .to() and its kin
+        if self.sums is not None:  # .to() and similar methods
             self.sums = self.sums._of([fn(tensor) for tensor in self.sums._tensors()])
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

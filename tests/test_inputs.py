@@ -62,7 +62,7 @@ BAD = [
     ("kl_weight", torch.tensor(0.3, requires_grad=True), TypeError, "expected a number"),
     ("label_smoothing", 1.5, ValueError, "between 0 and 1"),
     ("ignore_index", None, TypeError, "None"),
-    ("ignore_index", 2**63, ValueError, "64 bits"),
+    ("ignore_index", 2**63, ValueError, "64-bit"),
     ("sample_weight", -torch.ones(N), ValueError, "sample_weight[0] is -1.0"),
     ("target", torch.full((N,), 2**63, dtype=torch.uint64), IndexError, "2^63 - 1"),
     ("process_group", object(), TypeError, "mesh.get_group()"),
@@ -82,7 +82,7 @@ def test_bad_argument(name, value, error, words):
 
 
 def test_ignore_index_of_soft_labels():
-    with pytest.raises(ValueError, match="sample_weight 0"):
+    with pytest.raises(ValueError, match="sample_weight to 0"):
         fused_disc_loss(**{**GOOD, "target": SOFT}, ignore_index=2)
 
 

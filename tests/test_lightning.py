@@ -126,7 +126,7 @@ def test_a_network_that_is_named(tmp_path):
 
     with pytest.raises(ValueError, match=r"LogDiscriminability\(model='net'\)"):
         fit(Two(), LogDiscriminability(model="other"), tmp_path)
-    with pytest.raises(ValueError, match=r"layers names 'nett', .* near matches: 'net'"):
+    with pytest.raises(ValueError, match=r"layers contains 'nett', .* near matches: 'net'"):
         fit(Two(), LogDiscriminability(model="nett"), tmp_path)
     trainer = fit(Two(), LogDiscriminability(model="net"), tmp_path)
     assert 0 < trainer.callback_metrics["discriminability/mean_gini"] < 1
@@ -175,5 +175,5 @@ if __name__ == "__main__":
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="every is -1, expected epochs, or 0"):
+    with pytest.raises(ValueError, match="every is -1, expected a number of epochs, or 0"):
         LogDiscriminability(every=-1)

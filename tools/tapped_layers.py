@@ -3,8 +3,8 @@
     python tools/tapped_layers.py > docs/tapped-layers.md
 
 Every model is made with its default options and random weights, and run. The features are checked:
-the logits must equal W f + b, with W and b of the model's classifier (not for models with more than 50
-million parameters, which run without data).
+the logits must equal W f + b, with W and b of the model's classifier (not for models with more than
+50 million parameters, which run without data).
 """
 
 import importlib.metadata

@@ -1,6 +1,7 @@
-"""Which implementation runs: one visible place to choose it, one report of why.
+"""The choice of a backend, and the report of the available ones.
 
-`reference` (plain PyTorch, any device) is always there. The others implement `contract.Backend`.
+`reference` (plain PyTorch, any device) is always available. The others implement
+`contract.Backend`.
 """
 
 import functools
@@ -22,23 +23,23 @@ _ALL: tuple[Backend, ...] = CpuBackend(), TritonBackend(), CudaBackend()
 _BACKENDS = {backend.name: backend for backend in _ALL}
 NAMES = ("reference", *_BACKENDS)
 
-# The rule of what backend=None means: on each type of device these, in this order, then the
-# reference. The order is that of the device's time as measured: on an H200 Triton took half as
-# long as CUDA in CUDA graphs, but twice as long in eager calls, for which Python launches it.
+# backend=None selects the first of these that can run on the device type, else the reference. The
+# order is by measured time on the device: on an H200 Triton took half as long as CUDA in CUDA
+# graphs, but twice as long in eager calls, where Python launches its kernels.
 _PREFERRED = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
 class Status(NamedTuple):
     name: str
     available: bool
-    reason: str  # what it runs on; or why it cannot run, and what to do
+    reason: str  # its device type, or why it cannot run and what to do
 
     def __str__(self) -> str:
         return f"{self.name}: {'available' if self.available else 'not available'}, {self.reason}"
 
 
 def status() -> list[Status]:
-    """Every backend: whether it can run here, and if not, why and what to do."""
+    """The status of every backend: whether it can run here, and if not, the reason and the fix."""
     report = [Status("reference", True, "plain PyTorch, on any device")]
     for name, backend in _BACKENDS.items():
         why = backend.unavailable()
@@ -52,12 +53,12 @@ def get(name: str) -> Backend:
 
 
 def fused() -> Iterable[Backend]:
-    """All but the reference."""
+    """All backends except the reference."""
     return _BACKENDS.values()
 
 
 def preferred(device_type: str) -> tuple[str, list[str]]:
-    """The backend that None means on such a device, and why each faster one cannot run."""
+    """The backend for backend=None on this device type, and why each faster one cannot run."""
     reasons: list[str] = []
     for name in _PREFERRED.get(device_type, ()):
         why = _BACKENDS[name].unavailable()
@@ -68,16 +69,16 @@ def preferred(device_type: str) -> tuple[str, list[str]]:
 
 
 def resolve(device_type: str, requested: str | None) -> str:
-    """The name of the backend that runs: the one asked for, or the fastest that can."""
+    """The name of the requested backend, or of the fastest one that can run."""
     return _resolved(device_type, requested)
 
 
-# torch.compile takes the answer as a constant instead of tracing how it was found. This is what
-# torch.compiler.assume_constant_result does, but that imports all of torch._dynamo.
+# torch.compile treats the result as a constant. torch.compiler.assume_constant_result does the
+# same, but imports all of torch._dynamo.
 resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-# Once for each pair: the environment is read slowly, and a fallback warns once.
+# Cached, because reading the environment is slow and a fallback warns once.
 @functools.cache
 def _resolved(device_type: str, requested: str | None) -> str:
     source = f"backend is {requested!r}"

@@ -1,8 +1,8 @@
-"""Loads discfused._C, the compiled kernels; or says why it cannot be loaded and what to do.
+"""Loads discfused._C, the compiled kernels, or explains why it cannot be loaded.
 
 Loading it registers its kernels with PyTorch; the module itself is empty. A library compiled
-against another torch can crash the process or, worse, run. So whatever can be known is checked
-before it is loaded, against the record that the build left in _build.json.
+against another torch can crash the process or compute wrong numbers. So it is checked before it is
+loaded, against the record that the build wrote to _build.json.
 """
 
 import functools
@@ -28,7 +28,7 @@ _loading = threading.Lock()
 
 
 class LibraryUnavailable(RuntimeError):
-    """Why the compiled kernels cannot be used, and what to do about it."""
+    """The compiled kernels cannot be used: the reason and the fix."""
 
     def __init__(self, reason: str, fix: str):
         super().__init__(f"{reason}: {fix}")
@@ -37,8 +37,8 @@ class LibraryUnavailable(RuntimeError):
 
 
 def load() -> ModuleType:
-    """discfused._C. Raises LibraryUnavailable and nothing else; the answer is kept."""
-    with _loading:  # the cache alone would let the first calls of several threads load it at once
+    """discfused._C. Raises only LibraryUnavailable. The result is cached."""
+    with _loading:  # the cache does not stop several threads from loading it at once
         library = _load_once()
     if isinstance(library, LibraryUnavailable):
         raise LibraryUnavailable(library.reason, library.fix)
@@ -46,7 +46,7 @@ def load() -> ModuleType:
 
 
 def build_record() -> dict[str, Any]:
-    """What the build wrote down (BuildRecord of setup.py); empty if it wrote nothing."""
+    """The record of the build (BuildRecord in setup.py); empty if there is none."""
     try:
         record: dict[str, Any] = json.loads((_PACKAGE / "_build.json").read_text("utf-8"))
         return record
@@ -55,7 +55,7 @@ def build_record() -> dict[str, Any]:
 
 
 def built_for(part: str) -> str:
-    """What a part of the library was compiled for, to be added to a sentence; or nothing."""
+    """Versions and architectures of a compiled part, as the end of a sentence; or ""."""
     record = build_record()
     if part not in record.get("built", ()):
         return ""
@@ -66,13 +66,13 @@ def built_for(part: str) -> str:
 
 
 def commit() -> str | None:
-    """Of the sources that run; None where neither git nor the build could tell."""
+    """The commit of the running sources; None if neither git nor the build record has it."""
     return _commit.of_checkout(_PACKAGE) or build_record().get("commit")
 
 
 @functools.cache
 def cuda_missing() -> str | None:
-    """Why the CUDA kernels cannot run here, and what to do; None if they can."""
+    """None if the CUDA kernels can run here, else the reason and the fix."""
     try:
         load()
     except LibraryUnavailable as unavailable:
@@ -89,8 +89,8 @@ def cuda_missing() -> str | None:
         if not any(_runs(name, capability) for name in built):
             present = "{}.{}".format(*capability)
             return (
-                f"cuda:{index} ({torch.cuda.get_device_name(index)}) is of architecture {present}, "
-                f"and the kernels are compiled for {' '.join(built)}: set "
+                f"cuda:{index} ({torch.cuda.get_device_name(index)}) has architecture {present}, "
+                f"but the kernels are compiled for {' '.join(built)}: set "
                 f"TORCH_CUDA_ARCH_LIST={present} and {_compile_again()}, or hide that GPU with "
                 "CUDA_VISIBLE_DEVICES"
             )
@@ -101,9 +101,9 @@ def _runs(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether code for an architecture in torch's notation ("9.0", "12.0+PTX") runs on a GPU."""
     found = re.fullmatch(r"(\d+)\.(\d+)([a-z]?)(\+PTX)?", architecture)
     if found is None:
-        return True  # a name such as "Hopper", which torch knows: it was asked for
+        return True  # a name that torch knows, such as "Hopper": the user set it
     built = int(found[1]), int(found[2])
-    if found[3]:  # 9.0a: for this architecture alone
+    if found[3]:  # 9.0a runs on this architecture only
         return built == capability
     within_major = built[0] == capability[0] and built <= capability
     return within_major or (found[4] is not None and built <= capability)
@@ -116,13 +116,13 @@ def _load_once() -> ModuleType | LibraryUnavailable:
         return importlib.import_module("discfused._C")
     except LibraryUnavailable as why:
         return why
-    except Exception as error:  # a library can fail in any way: a missing symbol, its own checks
+    except Exception as error:  # for example a missing symbol
         reason = f"loading the compiled kernels failed ({type(error).__name__}: {error})"
         return LibraryUnavailable(reason, _compile_again())
 
 
 def _check(record: dict[str, Any]) -> None:
-    """Refuses to go on where loading is known to fail, or to crash."""
+    """Raises if loading the library would fail or crash."""
     if not record:
         raise LibraryUnavailable(
             f"nothing was compiled: discfused is imported from the sources in {_PACKAGE.parent}",
@@ -141,33 +141,33 @@ def _check(record: dict[str, Any]) -> None:
     library = _PACKAGE / record["library"]
     if not library.exists():
         raise LibraryUnavailable(f"{library} is missing", _compile_again())
-    # A truncated file would not raise an error, but kill the process.
+    # Loading a truncated file kills the process.
     if hashlib.sha256(library.read_bytes()).hexdigest() != record["sha256"]:
         raise LibraryUnavailable(f"{library} is not the file that was built", _compile_again())
 
 
 def _compile_again() -> str:
-    """The command that compiles for the torch that is installed now."""
-    # Without --no-cache-dir, pip reuses what it built from an archive, for whatever torch that was.
+    """The command that compiles for the installed torch."""
+    # Without --no-cache-dir, pip reuses wheels that it built from an archive for another torch.
     command = "pip install --force-reinstall --no-deps --no-cache-dir"
     try:
         installed = importlib.metadata.distribution("discfused")
         origin = json.loads(installed.read_text("direct_url.json") or "{}")
         if (installed.read_text("INSTALLER") or "").strip() == "uv":
-            command = f"uv {command} --no-build-isolation"  # else it compiles nothing
+            command = f"uv {command} --no-build-isolation"  # with isolation uv compiles nothing
     except (importlib.metadata.PackageNotFoundError, ValueError):
         origin = {}
     return f"run `{command} {_source(origin)}`"
 
 
 def _source(origin: dict[str, Any]) -> str:
-    """What to give to pip, from what it wrote down when it installed discfused (PEP 610)."""
+    """The argument for pip, from the record of the installation (PEP 610)."""
     url: str = origin.get("url", "discfused")
     if "vcs_info" in origin:
         return "{vcs}+{url}@{commit_id}".format(url=url, **origin["vcs_info"])
     if "dir_info" in origin:
         folder = shlex.quote(unquote(urlsplit(url).path))
         return f"-e {folder}" if origin["dir_info"].get("editable") else folder
-    if url.endswith(".whl"):  # installing it again would change nothing
+    if url.endswith(".whl"):  # a second installation would change nothing
         return "FOLDER_OF_THE_SOURCES"
     return url

@@ -1,4 +1,4 @@
-"""Where the kernels of a GPU report labels out of range."""
+"""Reports of GPU kernels on labels out of range."""
 
 import atexit
 import ctypes
@@ -12,26 +12,25 @@ from discfused import _batch
 
 
 class BadLabels:
-    """Reports labels out of range without a synchronisation.
+    """Reports labels out of range without host synchronization.
 
-    Kernels write the number into pinned host memory, and only if there are any: no copy, no event,
-    nothing that a CUDA graph could not hold, so they do in every replay of one, too. The host reads
-    it at the next call, so the error may come one call late, and after the last call when Python
-    ends; the rows themselves never count. torch._assert_async would leave the process without a
-    usable device, and could not say how many.
+    Kernels write the number of such labels into pinned host memory, also in replays of a CUDA
+    graph. The host reads it at the next call and when Python ends, so the error may come one call
+    late. Such rows never count. torch._assert_async would make the device unusable for the process,
+    and does not report the number.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
-        # Not flag.numpy(): PyTorch does without NumPy, and so does discfused.
+        # flag.numpy() would need NumPy, which PyTorch does not require.
         self._host = ctypes.c_int32.from_address(self.flag.data_ptr())
-        # The batches that a report can be of: it is read one call late at most.
+        # The batches that a report can refer to: it is read at most one call late.
         self._batches: deque[tuple[Tensor, int, int]] = deque(maxlen=2)
         atexit.register(self.at_exit)
 
     def watch(self, target: Tensor, num_classes: int, ignore_index: int) -> None:
-        """What the next kernel looks at."""
+        """Remembers the labels of the next kernel."""
         self._batches.append((target, num_classes, ignore_index))
 
     def check(self) -> None:
@@ -41,7 +40,11 @@ class BadLabels:
         self._host.value = 0
         where = f"in a batch on {self.device}, where such rows did not count"
         if self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-            for target, num_classes, ignore_index in self._batches:  # now there is time to look
+            for (
+                target,
+                num_classes,
+                ignore_index,
+            ) in self._batches:  # after an error waiting is fine
                 try:
                     _batch.check_labels(target, num_classes, ignore_index, waiting=True)
                 except IndexError as error:
@@ -52,14 +55,14 @@ class BadLabels:
         )
 
     def at_exit(self) -> None:
-        """Too late to raise. What the GPU has not done by now is not reported."""
+        """Prints the error: it is too late to raise. Unfinished kernels are not reported."""
         try:
             self.check()
         except IndexError as error:
             print(f"discfused: {error}", file=sys.stderr)
 
     def check_now(self) -> None:
-        """After a kernel: under the interpreter it has run by now."""
+        """Checks after a kernel in Triton's interpreter, which has finished."""
         if self.device.type == "cpu":
             self.check()
 
@@ -74,13 +77,13 @@ def bad_labels(device: torch.device) -> BadLabels:
 
 
 def check_labels() -> None:
-    """Report labels out of range in what the GPUs have done so far.
+    """Raises if kernels that have finished found labels out of range.
 
-    Every call of the loss does this. A replay of a CUDA graph calls no Python: ask here, after
-    `torch.cuda.synchronize()` for all of it, or now and then for what is done by then.
+    Every call of the loss does this check. A replay of a CUDA graph calls no Python, so call this
+    function after it: after `torch.cuda.synchronize()` for a complete check, or from time to time.
 
     Raises:
-        IndexError: there were some; each is reported once.
+        IndexError: labels were out of range. Each report is raised once.
     """
     for report in _reports.values():
         report.check()

@@ -1,22 +1,22 @@
-"""What a backend computes: six operators, of which `discfused/_ops.py` has the schemas.
+"""The contract of a backend: six operators, with schemas in `discfused/_ops.py`.
 
-    rows                target                 -> which rows belong to which class, and class sizes
-    terms               features, rows, prior  -> penalty, gini, kl, and what gradient needs
-    gradient            features, rows, that   -> d loss / d features
+    rows                target                 -> assignment of rows to classes, and class sizes
+    terms               features, rows, prior  -> penalty, gini, kl, kept
+    gradient            features, rows, kept   -> d loss / d features
     histogram           features, rows         -> H [C, D]
     histogram_gradient  d loss / d H           -> d loss / d features
     sizes               rows, N, C             -> n [C]
 
-`rows` runs once for each call of the loss, whatever the number of layers, and serves forward and
-backward. `terms` is made of two stages with the table H between them: nothing but H and the class
-sizes passes from the rows to the terms, so sums over parts of a batch can be added there.
+`rows` runs once for each call of the loss, for any number of layers, and serves forward and
+backward. `terms` has two stages with the table H between them. The second stage uses only H and the
+class sizes, so the sums of parts of a batch can be added there.
 
-What `rows` and `terms` hand on is a tuple of tensors that only the same backend reads. Its shapes
-follow from N, D, C and dtypes alone (the `empty_*` functions say them to torch.compile).
+Only the same backend reads the tensors that `rows` and `terms` return for later stages. Their
+shapes depend only on N, D, C and dtypes (the `empty_*` functions give them to torch.compile).
 
-Symbols: N samples, D features, C classes, S slots. A slot is a class that may be in the batch; for
-hard labels S = min(N, C), so that memory does not depend on C where most classes are absent. For
-soft labels S = C. `acc` is the accumulation dtype (`_definitions.accumulation_dtype`).
+Symbols: N samples, D features, C classes, S slots. A slot is a class that can be in the batch. For
+hard labels S = min(N, C), so memory does not depend on C if most classes are absent. For soft
+labels S = C.
 
 With phi the activation, m_ic the membership and n_c = sum_i m_ic:
 
@@ -33,11 +33,12 @@ With phi the activation, m_ic the membership and n_c = sum_i m_ic:
     d loss / d x_ij = phi'(x_ij) * sum_c m_ic / n_c * G_cj
 
 g1 and g2 are the upstream gradients: g1 = grad_penalty * gini_weight + grad_gini, likewise g2; an
-upstream gradient that is None is 0. All terms and gradients are 0 where no row counts, collision is
-0 where K < 2. A row counts unless its label is ignore_index or its weight is 0; what does not count
-may hold NaN. Whatever counts and is not finite makes the terms NaN.
+upstream gradient that is None is 0. All terms and gradients are 0 if no row counts; collision is 0
+if K < 2. A row counts unless its label is ignore_index or its weight is 0. Rows that do not count
+may hold NaN. A value in a row that counts and is not finite makes the terms NaN.
 
-Every sum has a fixed order: the same bits on every run and for every number of threads.
+Every sum has a fixed order, so results are bitwise equal on every run and for any number of
+threads.
 """
 
 from collections.abc import Sequence
@@ -52,10 +53,10 @@ class Backend(Protocol):
 
     @property
     def device_type(self) -> str:
-        """Of the tensors it takes."""
+        """The device type of its tensors."""
 
     def unavailable(self) -> str | None:
-        """None if this backend can run here, else why not and what to do."""
+        """None if this backend can run here, else the reason and the fix."""
 
     def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
         """Tensors of the shapes and dtypes that `rows` returns."""
@@ -67,15 +68,14 @@ class Backend(Protocol):
 
 
 def hard_slots(samples: int, num_classes: int) -> int:
-    """S of hard labels"""
-    # sym_min, not a comparison: N <= C must not become a guard of torch.compile, or batches on
-    # either side of it would need a graph each.
+    """S for hard labels."""
+    # A comparison N <= C would become a guard of torch.compile, with a graph for each outcome.
     slots: int = torch.sym_min(num_classes, samples)
     return slots
 
 
 def by_class(values: Tensor, slot_class: Tensor, num_classes: int) -> Tensor:
-    """[S, ...] of the slots as [C, ...] of the classes; slot_class is -1 for a slot without one."""
-    line = torch.where(slot_class < 0, num_classes, slot_class)  # one line more, for these
+    """[S, ...] of slots as [C, ...] of classes. slot_class is -1 for a slot without a class."""
+    line = torch.where(slot_class < 0, num_classes, slot_class)  # an extra line for these
     lines = values.new_zeros((num_classes + 1, *values.shape[1:]))
     return lines.index_copy_(0, line, values)[:num_classes]

@@ -1,4 +1,4 @@
-"""The CPU kernels of the compiled library: csrc/cpu registers the operators of the contract."""
+"""The CPU kernels of the compiled library. csrc/cpu registers the operators of the contract."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from discfused._definitions import accumulation_dtype
 from discfused.backends import _library
 from discfused.backends.contract import by_class, hard_slots
 
-PADDING = 16  # of rows of the table: kPadding of csrc/cpu/kernels.h
+PADDING = 16  # of the rows of the table: kPadding in csrc/cpu/kernels.h
 
 
 class CpuBackend:
@@ -23,7 +23,7 @@ class CpuBackend:
             return str(error)
         return None
 
-    # struct Rows and struct Kept of csrc/cpu say what is where.
+    # struct Rows and struct Kept in csrc/cpu define the layouts.
 
     def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
         N = target.shape[0]

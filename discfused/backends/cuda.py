@@ -1,4 +1,4 @@
-"""The hand-written CUDA kernels: csrc/cuda registers all operators of the contract but `rows`."""
+"""The CUDA C++ kernels. csrc/cuda registers all operators of the contract except `rows`."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class CudaBackend(GpuBackend):
 
     @staticmethod
     def index_numbers(N: int, S: int) -> int:
-        return 2 * N + 2 * S + 2  # csrc/cuda/tensors.h says what is where
+        return 2 * N + 2 * S + 2  # csrc/cuda/tensors.h defines the layout
 
     def hard_rows(
         self,

@@ -1,4 +1,4 @@
-"""What the two backends of GPUs have in common."""
+"""The common parts of the two GPU backends."""
 
 from collections.abc import Sequence
 
@@ -15,20 +15,20 @@ def is_soft(rows: Sequence[Tensor]) -> bool:
 
 
 def soft_rows(target: Tensor, sample_weight: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
-    """m [N, C]; and, one after the other, whether a row counts [N], n [C], and the sum of n [1]."""
+    """m [N, C], and one tensor with: whether each row counts [N], n [C], the sum of n [1]."""
     m = target.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if sample_weight is not None:  # 0 times a weight that is NaN would be NaN
+    if sample_weight is not None:  # 0 times a weight of NaN would be NaN
         m = torch.where(m == 0, m, m * sample_weight.to(dtype)[:, None])
     n = m.sum(0)
     return [m, torch.cat(((m != 0).any(1).to(dtype), n, n.sum()[None]))]
 
 
 class GpuBackend:
-    """`rows` and the shapes of what is kept; a backend puts rows of hard labels in order itself."""
+    """`rows` and the shapes of kept tensors. Subclasses sort the rows of hard labels."""
 
     @staticmethod
     def index_numbers(N: int, S: int) -> int:
-        """How many integers the rows of hard labels take."""
+        """The number of integers in the rows of hard labels."""
         raise NotImplementedError
 
     def hard_rows(
@@ -40,7 +40,7 @@ class GpuBackend:
         dtype: torch.dtype,
         bad: Tensor,
     ) -> list[Tensor]:
-        """The stage `rows`; `bad` gets the number of labels out of range, if there are any."""
+        """The stage `rows`. Writes the number of labels out of range to `bad`, if there are any."""
         raise NotImplementedError
 
     def rows(
@@ -71,7 +71,7 @@ class GpuBackend:
     def empty_kept(
         self, features: Tensor, rows: Sequence[Tensor], num_classes: int
     ) -> list[Tensor]:
-        """H [S, D], and four numbers of every column before one of every slot."""
+        """H [S, D], and one tensor with four numbers per column, then one per slot."""
         N, D = features.shape
         S = num_classes if is_soft(rows) else hard_slots(N, num_classes)
         dtype = accumulation_dtype(features.dtype)

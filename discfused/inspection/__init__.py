@@ -1,6 +1,6 @@
-"""See what the features learned: measure a model on a data set, and look at it.
+"""`discfused.report`: measures the features of a model on a data set, and shows them.
 
-Needs the packages of the extra `inspect`, but for the import of this file.
+It needs the packages of the extra `inspect`; the import of this file does not.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ def report(
     backend: str | None = None,
     device: torch.device | str | None = None,
 ) -> Report:
-    """For which class does every feature fire, over all the data: numbers and pictures.
+    """P_cj of every feature j and class c over all the data, as numbers and pictures.
 
         discfused.report(model, loader)                        # in a notebook: the page
         discfused.report(model, loader).save("folder")         # page, PNG, CSV and JSON
         discfused.report(model, loader, compare=before)        # side by side with another report
 
-    Every number is one of `discfused.metrics.Discriminability`. The model runs once over the data,
-    in eval mode and without gradients. Memory does not grow with the data: C * D + C + 3 numbers
-    for each layer, and small pictures of the 6 images that excite each feature of the last layer
-    most, at most 6 * D of 64 x 64 pixels. Ctrl-C ends it with what has been seen so far; the report
-    then is `partial`, and says so.
+    `discfused.metrics.Discriminability` has the formulas. The model runs once over the data, in
+    eval mode and without gradients. Memory does not depend on the amount of data: C * D + C + 3
+    numbers per layer, and pictures of the 6 images that excite each feature of the last layer most,
+    at most 6 * D of 64 x 64 pixels. After Ctrl-C the report covers the batches so far and is marked
+    as `partial`.
 
     Args:
-        model: any classifier: it gives out logits [N, C], or what has them as `logits`.
-        loader: of (inputs, target), or of dicts with "labels" or "label" beside what the model
-            takes as keywords. target: [N] class indices (-100: ignored) or [N, C] probabilities.
-        layers: as in FeatureTap. Default: what feeds the classifier, before dropout. Several in
-            order give curves over the layers; all other figures are of the last.
-        name: of this run in the report. Default: the class of the model.
-        compare: other reports on the same classes, which stand to the left of this one.
+        model: any classifier whose output is logits [N, C] or has them as `logits`.
+        loader: batches (inputs, target), or dicts with "labels" or "label" and keyword arguments of
+            the model. target: [N] class indices (-100: ignored) or [N, C] class probabilities.
+        layers: as in FeatureTap. Default: the input of the classifier, before dropout. A list gives
+            curves over the layers; all other figures show the last layer.
+        name: name of this run in the report. Default: the class of the model.
+        compare: other reports on the same classes, shown to the left of this one.
         class_names: C names. Default: `loader.dataset.classes`, `model.config.id2label`, or 0 to
             C - 1.
-        num_classes: C, for models that give out no logits.
+        num_classes: C, for models whose output has no logits.
         capture: as in FeatureTap.
-        feature_dim: the dimension of what layers give that counts features. Default: 1, and the
-            last one where `layers` is None.
+        feature_dim: the dimension of a layer's output that counts features. Default: 1, and -1 if
+            `layers` is None.
         activation, prior, backend: as in `disc_terms`.
-        device: where batches go. Default: where the model is.
+        device: the device for batches. Default: the device of the model.
 
     Raises:
-        ValueError, TypeError: an argument has a wrong shape, dtype or value; the classifier cannot
-            be told (then name `layers`); the loader is empty.
-        KeyboardInterrupt: Ctrl-C before the first batch was seen.
+        ValueError, TypeError: an argument has a wrong shape, dtype or value; the input of the
+            classifier is ambiguous (name `layers`); the loader is empty.
+        KeyboardInterrupt: Ctrl-C before the end of the first batch.
         ImportError: packages of the extra are missing.
     """
     with needed_by("discfused.report"):

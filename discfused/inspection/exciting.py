@@ -1,4 +1,4 @@
-"""Which samples excite every feature most, and small pictures of them."""
+"""The samples that excite each feature most, with small pictures of them."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KEPT = 6  # samples of each feature
+KEPT = 6  # samples per feature
 PIXELS = 64  # the longer side of a picture
 
 
@@ -20,17 +20,17 @@ class Example(NamedTuple):
 
 
 class MostExciting:
-    """The samples with the largest phi(x_ij) of each feature j, whatever order they come in.
+    """The samples with the largest phi(x_ij) of each feature j, for any order of the data.
 
-    It keeps KEPT * D activations, and at most as many pictures.
+    It keeps KEPT * D activations and at most as many pictures.
     """
 
     def __init__(self, num_features: int):
         self._activations = torch.full((KEPT, num_features), -1.0)
         self._samples = torch.full((KEPT, num_features), -1)
         self._labels: dict[int, int] = {}
-        # In one piece, which takes memory as it is filled: thousands of small ones, each made
-        # between large tensors and kept, would hold the heap around them.
+        # One array, whose pages use memory only when they are filled. Thousands of small arrays
+        # between large tensors would fragment the heap.
         self._pictures = numpy.zeros((KEPT * num_features, 3 * PIXELS**2), numpy.uint8)
         self._free = [*range(len(self._pictures))]
         self._places: dict[int, tuple[int, tuple[int, ...]]] = {}  # sample: row and shape
@@ -38,8 +38,8 @@ class MostExciting:
     def update(self, x: Tensor, target: Tensor, images: Tensor | None, first: int) -> None:
         """x: [N, D], activated. `first`: the number of the first sample."""
         labels = target if target.dim() == 1 else target.argmax(1)
-        x = torch.where(labels[:, None] < 0, -1.0, x)  # ignored rows excite nothing
-        # All that can be among the largest, before anything leaves the device.
+        x = torch.where(labels[:, None] < 0, -1.0, x)  # ignored rows do not count
+        # Reduce the candidates on the device.
         largest, rows = x.topk(min(KEPT, len(x)), dim=0)
         activations = torch.cat([self._activations, largest.cpu()])
         samples = torch.cat([self._samples, first + rows.cpu()])
@@ -65,7 +65,7 @@ class MostExciting:
         return set(self._places)
 
     def of(self, feature: int) -> list[Example]:
-        """The most exciting first; none where the feature never fired."""
+        """The most exciting sample first. Empty if the feature never fired."""
         columns = self._samples[:, feature].tolist(), self._activations[:, feature].tolist()
         return [
             Example(sample, self._labels[sample], activation, self._picture(sample))
@@ -81,8 +81,7 @@ class MostExciting:
 
 
 def _pictures(images: Tensor) -> numpy.ndarray:
-    """[N, h, w, 3] uint8, each image stretched from its darkest to its brightest number: how it was
-    normalised is not known."""
+    """[N, h, w, 3] uint8. Each image is stretched to 0 to 255: its normalisation is unknown."""
     x = images.detach().float()
     longest = max(x.shape[2:])
     if longest > PIXELS:

@@ -1,7 +1,6 @@
-"""The figures of the report, of the demo and of training logs, drawn with matplotlib.
+"""The matplotlib figures of the report, the demo and training logs.
 
-None asks for a screen, and none changes what pyplot does elsewhere. What a figure shows is in the
-`Discriminability` that it is given.
+They need no display and do not change the state of pyplot. The data are `Discriminability` objects.
 """
 
 import contextlib
@@ -24,9 +23,9 @@ from discfused.inspection.exciting import KEPT
 from discfused.inspection.measure import Run
 
 SAMPLES = "0.6"  # gray, in both appearances
-CELLS = 500, 800  # classes and features of a heat map: more are put together, or they would vanish
-NAMED = 110  # so many classes each have their name at the axis
-BARS = 30  # so many have bars beside each other
+CELLS = 500, 800  # classes and features of a heat map: more are merged into one cell
+NAMED = 110  # up to this number every class has a label
+BARS = 30  # up to this number of classes there are bars
 
 _COLORS_OF = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _APPEARANCES = {
@@ -52,10 +51,10 @@ def appearance(name: str) -> Iterator[None]:
 
 
 def heat_map(axis: Axes, values: Discriminability, vmax: float = 1.0) -> AxesImage:
-    """P with features ordered by class. Where one cell stands for several, it has the largest."""
+    """P with features ordered by class. A cell of several values shows the largest."""
     P = values.shares()[:, values.order()]
     C, L = P.shape
-    if not L:  # no live feature: nothing but black
+    if not L:  # no live feature: all black
         P = P.new_zeros(C, 1)
     size = min(C, CELLS[0]), min(P.shape[1], CELLS[1])
     return axis.imshow(
@@ -66,7 +65,7 @@ def heat_map(axis: Axes, values: Discriminability, vmax: float = 1.0) -> AxesIma
 
 
 def brightest(values: Sequence[Discriminability]) -> float:
-    """The share where the colours of heat maps end: 19 of 20 features have none above."""
+    """The upper end of the colours of heat maps: the P of 19 of 20 features are below."""
     shares = torch.cat([each.strongest_share[each.strongest_class >= 0] for each in values])
     if not len(shares):
         return 1.0
@@ -79,7 +78,7 @@ def class_bars(
     samples: str,
     names: Sequence[Any],
 ) -> None:
-    """Features per class, {label: (of what, colour)}, beside samples per class, in percent."""
+    """Bars of features per class, {label: (values, colour)}, and samples per class, in percent."""
     first, _ = next(iter(values.values()))
     bars = {samples: (first.samples_per_class, SAMPLES)} | {
         label: (each.features_per_class, color) for label, (each, color) in values.items()
@@ -95,7 +94,7 @@ def class_bars(
 
 
 def _class_curve(axis: Axes, values: Discriminability, color: str, samples: str) -> None:
-    """As `class_bars`, for many classes: those with the most features first."""
+    """As `class_bars`, for many classes, in the order of their number of features."""
     order = values.features_per_class.argsort(descending=True, stable=True)
     features, counts = _percent(values.features_per_class), _percent(values.samples_per_class)
     rank = range(1, len(order) + 1)
@@ -112,7 +111,7 @@ def _percent(counts: Tensor) -> Tensor:
 
 
 def _name_classes(axis: Any, names: Sequence[Any]) -> None:
-    """Ticks with the names of the classes; of some where there are many."""
+    """Ticks with class names; with many classes only some of them."""
     step = 1 if len(names) <= NAMED else math.ceil(len(names) / 40)
     shown = range(0, len(names), step)
     axis.set_ticks(list(shown))
@@ -128,7 +127,7 @@ def _name_classes(axis: Any, names: Sequence[Any]) -> None:
 
 
 def heat_maps(runs: Mapping[str, Discriminability], names: Sequence[Any]) -> Figure:
-    """Side by side: for which class does each feature fire?"""
+    """P of each run, side by side."""
     C = len(names)
     height = min(max(3.5, 1.2 + 0.2 * C if C <= BARS else 1.2 + 0.075 * C), 9)
     figure = Figure(figsize=(10, height), layout="constrained")
@@ -147,7 +146,7 @@ def heat_maps(runs: Mapping[str, Discriminability], names: Sequence[Any]) -> Fig
 
 
 def distributions(runs: Mapping[str, Discriminability]) -> Figure:
-    """Of Gini, effective number of classes and selectivity over the live features."""
+    """Histograms of Gini, effective number of classes and selectivity over the live features."""
     figure = Figure(figsize=(10, 3), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, (field, label) in zip(
@@ -198,7 +197,7 @@ def features_per_class(runs: Mapping[str, Discriminability], names: Sequence[Any
 
 
 def exciting_images(run: Run, features: Sequence[int]) -> Figure:
-    """A row of images for each feature: those that it fires for most, and their labels."""
+    """For each feature a row of the images that excite it most, with their labels."""
     figure = Figure(figsize=(0.62 * (KEPT + 1.9), 0.65 * len(features)), layout="constrained")
     axis = figure.subplots()
     ink = matplotlib.rcParams["text.color"]

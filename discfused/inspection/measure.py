@@ -1,4 +1,4 @@
-"""One pass of a model over the data: the numbers of every layer, and the images to show."""
+"""One pass of a model over the data, for the numbers of every layer and the images to show."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from discfused.metrics import Discriminability, FeatureDiscriminability
 from discfused.tap import FeatureTap
 from discfused.tap.names import unwrap
 
-LONG = 2  # seconds: from then on there is a progress bar
+LONG = 2  # seconds until a progress bar appears
 LABELS = "labels", "label"
 
 
@@ -23,11 +23,11 @@ class Run(NamedTuple):
     """A model on a data set."""
 
     name: str
-    layers: dict[str, Discriminability]  # in order, on the CPU
+    layers: dict[str, Discriminability]  # in the given order, on the CPU
     class_names: list[str]
-    samples: int  # that count
-    partial: bool  # it was stopped before the last batch
-    exciting: MostExciting  # of the last layer
+    samples: int  # number of samples that count
+    partial: bool  # stopped before the last batch
+    exciting: MostExciting  # for the last layer
 
     @property
     def last(self) -> Discriminability:
@@ -64,7 +64,7 @@ def measure(
         model.eval()
         with torch.no_grad(), FeatureTap(model, layers, capture=capture) as tap, bar:
             for batch in bar:
-                with Watch(alone=True) as watch:  # not in the middle of an update
+                with Watch(alone=True) as watch:  # no interruption during an update
                     inputs, target = on_device(inputs_and_target(batch), device)
                     output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
                     pooled = _batch.layers(tap.take(output), feature_dim, activation)
@@ -90,7 +90,7 @@ def measure(
         for module, training in modes.items():
             module.training = training
     if not metrics:
-        raise ValueError("loader gave no batch, expected at least one")
+        raise ValueError("loader has no batch, expected at least one")
     return Run(
         name or type(unwrap(model)).__name__,
         {layer: metric.compute().cpu() for layer, metric in zip(names, metrics, strict=True)},
@@ -102,13 +102,13 @@ def measure(
 
 
 def inputs_and_target(batch: Any) -> tuple[Any, Tensor]:
-    """Of a batch as loaders give it."""
+    """The inputs and the target of a batch."""
     if isinstance(batch, Mapping):
         label = next((label for label in LABELS if label in batch), None)
         if label is None:
             raise ValueError(
                 f"a batch of the loader has {', '.join(map(repr, batch))}, expected 'labels' or "
-                "'label' beside what the model takes"
+                "'label', and the arguments of the model"
             )
         return {key: value for key, value in batch.items() if key != label}, batch[label]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
@@ -127,7 +127,7 @@ def on_device(value: Any, device: torch.device | str) -> Any:
 
 
 def images_of(inputs: Any) -> Tensor | None:
-    """[N, 1 or 3, h, w], if there are such."""
+    """The inputs of shape [N, 1 or 3, h, w], if there are any."""
     values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
     return next(
         (x for x in values if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] in (1, 3)), None
@@ -138,7 +138,7 @@ def classes_of(output: Any) -> int:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise ValueError(
-            "num_classes is None, and the model gives out no logits [N, C] to tell it by: pass "
+            "num_classes is None, and the output of the model has no logits [N, C]: pass "
             "num_classes"
         )
     return logits.shape[1]

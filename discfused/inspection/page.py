@@ -1,4 +1,4 @@
-"""Report: one page with everything in it, and the same as files."""
+"""Report: one HTML page with all figures and numbers, and the same as files."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ OF_FEATURES = (
     "mass", "gini", "effective_classes", "selectivity", "strongest_class", "strongest_share", "live"
 )  # fmt: skip
 OF_CLASSES = "samples_per_class", "features_per_class"
-PURE, MIXED = 8, 4  # features whose images are shown
+PURE, MIXED = 8, 4  # numbers of features whose images are shown
 DPI = 144
 
 
 class Picture(NamedTuple):
-    """A figure as PNG, for pages of either appearance."""
+    """A figure as PNG, in the light and the dark appearance."""
 
     kind: str
-    run: str | None  # None: of all runs
+    run: str | None  # None: all runs
     light: bytes
     dark: bytes
 
@@ -52,10 +52,11 @@ class Picture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the features of one or several runs learned. In a notebook it shows itself.
+    """The features of one or several runs. A notebook displays it.
 
     Args:
-        runs: on the same classes; each a model on a data set, as `discfused.report` measures it.
+        runs: runs on the same classes. Each is a model on a data set, measured by
+            `discfused.report`.
 
     Attributes:
         partial: whether a run was stopped before the last batch.
@@ -70,11 +71,11 @@ class Report:
         if any(each != names[0] for each in names):
             counts = ", ".join(str(len(each)) for each in names)
             raise ValueError(
-                f"compare holds runs on other classes ({counts} of them, or other names): expected "
+                f"compare has runs on other classes ({counts} of them, or other names): expected "
                 "the same class_names"
             )
         runs: dict[str, Run] = {}
-        for run in self.runs:  # names are what tells them apart
+        for run in self.runs:  # names must differ
             free = (f"{run.name} ({number})" for number in itertools.count(2))
             name = next(name for name in itertools.chain([run.name], free) if name not in runs)
             runs[name] = run._replace(name=name)
@@ -89,7 +90,7 @@ class Report:
         return self.runs[0].class_names
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """{run: numbers of all features of its last layer together}."""
+        """{run: summary of the features of its last layer}."""
         return {run.name: run.last.summary() for run in self.runs}
 
     @cached_property
@@ -110,7 +111,7 @@ class Report:
 
     @cached_property
     def page(self) -> str:
-        """HTML that needs no other file and no network."""
+        """HTML without other files and without a network."""
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("discfused.inspection", "."),
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -126,7 +127,7 @@ class Report:
         )  # fmt: skip
 
     def save(self, folder: Path | str) -> Path:
-        """Writes the page, every figure as PNG, the numbers as JSON and CSV. Returns the page."""
+        """Writes page, figures (PNG) and numbers (JSON, CSV). Returns the path of the page."""
         files = {picture.file: picture.light for picture in self.pictures}
         texts = {
             NUMBERS: json.dumps(self.document(), allow_nan=False) + "\n",
@@ -140,7 +141,7 @@ class Report:
         return Path(folder, PAGE)
 
     def document(self) -> dict[str, Any]:
-        """All numbers, as JSON has them: null for what is not finite."""
+        """All numbers as JSON types. Numbers that are not finite are None."""
         return {
             "discfused": __version__,
             "classes": list(self.class_names),
@@ -184,7 +185,7 @@ class Report:
                     yield [run.name, layer, c, run.class_names[c], samples, features]
 
     def _repr_html_(self) -> str:
-        page = html.escape(self.page)  # in a frame: its style is none of the notebook's
+        page = html.escape(self.page)  # a frame keeps its style from the notebook
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 48em; border: 0"></iframe>'
 
     def __repr__(self) -> str:
@@ -197,7 +198,7 @@ class Report:
 
 
 def features_shown(run: Run) -> list[int]:
-    """The purest features, each of another class, and then the most mixed."""
+    """The purest feature of each class, then the most mixed features."""
     values = run.last
     order = values.order()
     by_purity = order[values.gini[order].argsort(stable=True)].tolist()
@@ -210,7 +211,7 @@ def features_shown(run: Run) -> list[int]:
 
 
 def number(value: float) -> str:
-    """As the page shows it."""
+    """The number as text for the page."""
     if math.isfinite(value) and value == int(value):
         return f"{int(value):,}"
     return f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What pairs of runs say: the same seed, once with and once without."""
+"""Paired tests: runs with the same seed, with and without a change."""
 
 import math
 import statistics
@@ -8,19 +8,19 @@ from typing import NamedTuple
 from scipy import stats
 
 LEVEL = 0.95
-SAME = 1e-3  # percentage points: one test image is more, rounding is less
+SAME = 1e-3  # percentage points: less than one test image, more than rounding
 
 
 class Paired(NamedTuple):
-    """Accuracies in percent minus those of cross-entropy. One pair, or pairs that differ by the
-    same, have no spread to test against: all but `pairs` and `mean` are NaN."""
+    """Accuracies in percent minus those of cross-entropy. For one pair, or equal differences, all
+    fields except `pairs` and `mean` are NaN, because there is no spread."""
 
     pairs: int
     mean: float
     error: float  # standard error of the mean
     low: float  # 95% interval of the mean, by Student's t
     high: float
-    p: float  # of the paired t-test
+    p: float  # p-value of the paired t-test
 
     @property
     def verdict(self) -> str:

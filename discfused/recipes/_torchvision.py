@@ -1,17 +1,17 @@
-"""torchvision, also where its compiled library does not fit the PyTorch that is installed.
+"""torchvision, even if its compiled library does not match the installed PyTorch.
 
-pip has one build of torchvision for Linux, which needs a CUDA build of PyTorch; beside a CPU build
-even `import torchvision` fails, over operators for detection that no recipe uses. Declaring them is
-enough to import the rest, which is Python: models, transforms, data sets.
+pip's build of torchvision for Linux needs a CUDA build of PyTorch. With a CPU build even
+`import torchvision` fails, because operators for detection are missing. No recipe uses them. After
+their declaration the Python part can be imported: models, transforms, data sets.
 
-Import torchvision from here and before transformers, which imports it, too.
+Import torchvision from here, and before transformers, which also imports it.
 """
 
 import sys
 
 from torch import library
 
-# Two that torchvision describes to torch.compile while it is imported.
+# torchvision registers fake implementations of these two at import.
 MISSING = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -1,7 +1,6 @@
-"""`discfused train`, `sweep`, `table`, `inspect`: what they take, and what they say when it is
-wrong.
+"""The command lines of `discfused train`, `sweep`, `table` and `inspect`.
 
-Nothing here needs the packages of the recipes until a command runs.
+The packages of the recipes are needed only when a command runs.
 """
 
 import argparse
@@ -14,7 +13,7 @@ import torch
 from discfused._definitions import IMPURITIES
 from discfused.recipes.options import DATASETS, LOSSES, MODELS
 
-# Options of a recipe that have a flag of their own; --set gives a value to any.
+# Options of a recipe with their own flag. --set sets any option.
 FLAGS = {
     "data_root": "data.root",
     "download": "data.download",
@@ -29,44 +28,46 @@ FLAGS = {
     "seed": "seed",
 }
 
-# Data sets without a recipe of their own.
+# Data sets without their own recipe.
 RECIPE_OF = {"cifar10": "cifar100", "fashionmnist": "cifar100"}
 
 
 def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """The four commands; `add(name, run, text)` makes a parser for one."""
-    train = add("train", run_train, "train one network by a recipe, and test it")
-    train.add_argument("--data", choices=DATASETS, help="data set; its recipe is the default "
-                       "(cifar10 and fashionmnist: that of cifar100)")  # fmt: skip
+    """Adds the four commands. `add(name, run, text)` creates the parser of a command."""
+    train = add("train", run_train, "train and test one network by a recipe")
+    train.add_argument("--data", choices=DATASETS, help="data set, with its recipe as default "
+                       "(cifar10 and fashionmnist: the recipe of cifar100)")  # fmt: skip
     train.add_argument("--recipe", help="YAML file, or the name of one that comes with discfused")
     train.add_argument("--model", choices=MODELS)
     train.add_argument("--loss", choices=LOSSES)
     train.add_argument("--seed", type=int, metavar="S")
-    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    train.add_argument("--resume", action="store_true", help="continue from the checkpoint in DIR")
     _add_shared(train)
 
-    sweep = add("sweep", run_sweep, "run all of a recipe's combinations that are missing in DIR")
+    sweep = add("sweep", run_sweep, "run all combinations of a recipe that are missing in DIR")
     sweep.add_argument("recipe", help="YAML file, or the name of one that comes with discfused")
-    sweep.add_argument("--seeds", type=int, default=5, help="runs of each (default: 5)")
+    sweep.add_argument("--seeds", type=int, default=5, help="runs of each combination (default: 5)")
     sweep.add_argument("--first-seed", type=int, default=0, metavar="S", help="their seeds are "
-                       "S, S + 1, ... (default: 0): others than those of a search")  # fmt: skip
+                       "S, S + 1, ... (default: 0); avoid those of a search")  # fmt: skip
     sweep.add_argument("--grid", action="append", default=[], metavar="OPTION=LIST",
                        help="these combinations, such as train.lr=[0.01,0.1], and not the "
                        "recipe's")  # fmt: skip
     _add_shared(sweep)
 
-    table = add("table", run_table, "Markdown and picture of all the runs in a folder")
+    table = add(
+        "table", run_table, "write a table (Markdown) and a picture of the runs in a folder"
+    )
     table.add_argument("folder", type=Path, metavar="DIR")
 
-    inspect = add("inspect", run_inspect, "see what the features of a run learned: a page, figures "
+    inspect = add("inspect", run_inspect, "report on the features of a run: a page, figures "
                   "and numbers")  # fmt: skip
     inspect.add_argument("--checkpoint", type=Path, required=True, metavar="RUN",
                          help="folder of a run of train or sweep")  # fmt: skip
     inspect.add_argument("--compare", type=Path, action="append", default=[], metavar="RUN",
-                         help="another one, shown beside it; may be repeated")  # fmt: skip
-    inspect.add_argument("--data", choices=DATASETS, help="default: what the run was tested on")
+                         help="another run, shown beside it; may be repeated")  # fmt: skip
+    inspect.add_argument("--data", choices=DATASETS, help="default: the data set of the run")
     inspect.add_argument("--part", choices=("test", "validation", "train"), default="test",
-                         help="of the data (default: %(default)s)")  # fmt: skip
+                         help="part of the data (default: %(default)s)")  # fmt: skip
     inspect.add_argument("--layers", nargs="+", metavar="NAME", help="in order; default: what the "
                          "run tapped, and of ResNets the stages before it")  # fmt: skip
     inspect.add_argument("--batch-size", type=int, default=256, metavar="B")
@@ -187,7 +188,7 @@ def _values(flag: str, given: list[str]) -> dict[str, object]:
 
 
 def _attempt(act: Callable[[], int | None]) -> int:
-    """Runs a command: mistakes of its user end it with one line, and no traceback."""
+    """Runs a command. Errors of the user end it with one line and no traceback."""
     try:
         import yaml
 
@@ -210,7 +211,7 @@ def _attempt(act: Callable[[], int | None]) -> int:
 
 
 def _say_what_to_install(error: ImportError) -> int:
-    # torchvision wants one release of torch each: named in an extra, it could replace torch.
+    # Each release of torchvision needs one release of torch, so it could replace torch.
     torchvision = f"torchvision 'torch=={torch.__version__.partition('+')[0]}'"
     package = (error.name or "a package").partition(".")[0]
     what = torchvision if package == "torchvision" else "'discfused[recipes]'"

@@ -1,13 +1,13 @@
-"""The data sets of the recipes: images and labels, decoded, augmented and in batches.
+"""The data sets of the recipes: decoded and augmented images with labels, in batches.
 
-| name | from | to learn from | to test on |
+| name | source | training | test |
 |---|---|---|---|
 | caltech101 | torchvision | 30 images of each class, by the committed split file | up to 50 |
 | cifar100, cifar10, fashionmnist | torchvision | its training images | its test images |
 | digits | scikit-learn, bundled | `train_per_class` of each digit, chosen by the seed | the rest |
-| digit-pairs | two of these side by side: 100 classes | `train_per_class` of each | 20 of each |
+| digit-pairs | two digits side by side: 100 classes | `train_per_class` of each | 20 of each |
 
-`validation` images of those to learn from can be held out, to choose an epoch by.
+`validation` training images can be held out to select an epoch.
 """
 
 import signal
@@ -25,15 +25,15 @@ from discfused.recipes._torchvision import datasets, transforms
 from discfused.recipes.options import Data
 from discfused.recipes.sampler import Batches
 
-_Part = tuple[Any, Tensor]  # what decodes an image by its number; labels
-_Read = tuple[Any, ...]  # classes, _Part to learn from, _Part to test on
+_Part = tuple[Any, Tensor]  # decodes an image by its number; labels
+_Read = tuple[Any, ...]  # classes, training _Part, test _Part
 
 BACKGROUND = "BACKGROUND_Google"
-CACHE_BYTES = 2 << 30  # images are kept in memory if all of a part take no more
+CACHE_BYTES = 2 << 30  # limit for keeping the images of a part in memory
 BUNDLED = ("digits", "digit-pairs")  # train_per_class says how they are split
-DIGITS_PER_CLASS = 100  # to learn from, when train_per_class is null: each digit has 174 or more
-PAIRS_PER_CLASS = 4, 20  # to learn from, likewise, and to test on
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, what pretrained nets expect
+DIGITS_PER_CLASS = 100  # for training if train_per_class is null; each digit has at least 174
+PAIRS_PER_CLASS = 4, 20  # per class: the default for training, and for the test
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pretrained networks
 LAYOUT = {
     "caltech101": "caltech101/101_ObjectCategories/accordion/image_0001.jpg and so on",
     "cifar100": "cifar-100-python/train, cifar-100-python/test and cifar-100-python/meta",
@@ -50,8 +50,8 @@ OF_TORCHVISION = {
 class Images(Dataset[Any]):
     """(uint8 image [3, h, w], class) by index, augmented by (epoch, index).
 
-    What augmentation does to a sample depends on the seed, the epoch and the index alone, so that
-    it does not matter which process does it, and after what.
+    The augmentation of a sample depends only on the seed, the epoch and the index, not on the
+    process or the order.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Images(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
         image = self.decode(index) if self.kept is None else self.kept[index]
-        # The transforms draw from the global generator: lend it to them, and take it back.
+        # The transforms use the global generator: seed it, and restore it afterwards.
         generator = torch.default_generator
         before = generator.get_state()
         drawn_by = (self.seed * 1_000_003 + epoch) * 1_000_003 + index
@@ -86,7 +86,7 @@ class Images(Dataset[Any]):
             generator.set_state(before)
 
 
-# Decoders are classes and methods, and no closures, for workers that are not forked: they get the
+# Decoders are classes and methods, not closures, because workers that are not forked receive the
 # data set through pickle.
 
 
@@ -115,7 +115,7 @@ class Parts(NamedTuple):
 
 
 def load(options: Data, seed: int) -> Parts:
-    """Raises FileNotFoundError, with the layout that is expected, where the files are not there."""
+    """Raises FileNotFoundError with the expected layout if the files are missing."""
     own = {"caltech101": _caltech101, "digits": _digits, "digit-pairs": _digit_pairs}
     read = own.get(options.name, _arrays)
     classes, (decode_train, train_labels), test = read(options, seed)
@@ -152,12 +152,12 @@ def loader(images: Images, batches: Batches | Sequence[Any], workers: int) -> Da
 
 
 def _ignore_ctrl_c(worker: int) -> None:
-    """The process that trains decides what to do about it, and needs its batches until then."""
+    """The training process handles Ctrl-C, and needs its workers until then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def in_order(images: Images, batch_size: int) -> list[list[tuple[int, int]]]:
-    """The keys of all images once, for testing."""
+    """The keys of all images in order, for a test."""
     return [
         [(0, int(index)) for index in part] for part in torch.arange(len(images)).split(batch_size)
     ]
@@ -197,14 +197,14 @@ def _choose(labels: Tensor, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
     groups = [order[labels[order] == c] for c in labels.unique()]
     if smallest := min((len(group) for group in groups if len(group) < per_class), default=None):
         raise ValueError(f"data.train_per_class is {per_class}, expected at most {smallest}, which "
-                         "is all that there is of one class")  # fmt: skip
+                         "is the number of images of one class")  # fmt: skip
     chosen, rest = ([group[part] for group in groups]
                     for part in (slice(per_class), slice(per_class, None)))  # fmt: skip
     return torch.cat(chosen).sort().values, torch.cat(rest).sort().values
 
 
 def _gray_digits() -> tuple[Tensor, Tensor]:
-    """[1797, 1, 8, 8] uint8, and which digits they are."""
+    """[1797, 1, 8, 8] uint8, and their labels."""
     from sklearn.datasets import load_digits
 
     pixels, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
@@ -222,7 +222,7 @@ def _digits(options: Data, seed: int) -> _Read:
 
 
 def _digit_pairs(options: Data, seed: int) -> _Read:
-    """The two parts are made of different digits; a digit may be in several pairs of its part."""
+    """Training and test pairs use different digits. A digit may be in several pairs of its part."""
     gray, digits = _gray_digits()
     generator = torch.Generator().manual_seed(seed)
     counts = options.train_per_class or PAIRS_PER_CLASS[0], PAIRS_PER_CLASS[1]
@@ -240,7 +240,7 @@ def _digit_pairs(options: Data, seed: int) -> _Read:
 
 
 def _arrays(options: Data, seed: int) -> _Read:
-    """What torchvision holds as one array."""
+    """The parts of a data set that torchvision holds as one array."""
     source = OF_TORCHVISION[options.name]
     parts = [_get(options, source, train=train) for train in (True, False)]
 
@@ -265,7 +265,7 @@ def _caltech101(options: Data, seed: int) -> _Read:
         labels = [label for label, name in enumerate(classes) for _ in part[name]]
         if absent := [str(file) for file in files if not file.exists()]:
             raise FileNotFoundError(
-                f"{len(absent)} images of the split are not there, {absent[0]} for one: expected "
+                f"{len(absent)} images of the split are missing, for example {absent[0]}: expected "
                 f"all of Caltech-101 below {folder}"
             )
         return _Files(files, resize), torch.tensor(labels)
@@ -274,7 +274,7 @@ def _caltech101(options: Data, seed: int) -> _Read:
 
 
 def _get(options: Data, source: Any, **keywords: Any) -> Any:
-    """torchvision's data set, downloaded if asked for, or an error that tells what to do."""
+    """torchvision's data set, downloaded if requested. Raises an error that says what to do."""
     if options.root is None:
         raise FileNotFoundError(
             f"data.root is null, expected the folder of {options.name}: pass --data-root DIR with "
@@ -282,7 +282,7 @@ def _get(options: Data, source: Any, **keywords: Any) -> Any:
         )
     try:
         return source(options.root, download=options.download, **keywords)
-    except Exception as error:  # a download fails in many ways
+    except Exception as error:  # a download can raise many exceptions
         raise FileNotFoundError(
             f"{options.name} could not be read from {str(options.root)!r} ({error}): expected "
             f"{options.root}/{LAYOUT[options.name]}. Unpack the data set there, or pass --download"

@@ -1,10 +1,10 @@
-"""The demo: real handwritten digits, with cross-entropy alone and with the terms added.
+"""The demo: handwritten digits, with cross-entropy alone and with the terms.
 
-1,797 images of 8 x 8 pixels that scikit-learn ships; a few of each digit to learn from, the rest to
-test on. The runs of a seed have the same split, the same initial weights and the same batches in
-the same order, so that their difference is that of the losses. The networks are trained twice over:
-as the paper's authors do it, and with the learning rate and the weight decay at which cross-entropy
-alone does best on other seeds (docs/recipes/digits-60-tuning).
+The data are 1,797 images of 8 x 8 pixels from scikit-learn: a few of each digit for training, the
+others for the test. All runs of a seed have the same split, initial weights and order of batches,
+so they differ only in the loss. The networks are trained in two ways: as the paper's authors train,
+and with the learning rate and weight decay that are best for cross-entropy on other seeds
+(docs/recipes/digits-60-tuning).
 """
 
 import contextlib
@@ -48,15 +48,15 @@ from discfused.recipes.demo_data import (
 )
 
 BATCH = 50
-START = 0.04  # the terms are on from this share of the steps on: the paper's epoch 10 of 250
-DROPS = 0.24, 0.48, 0.64, 0.8  # "paper": of the rate, times 0.2; its epochs 60, 120, 160, 200
-WARMUP = 0.1  # "tuned": the share of the steps over which the rate rises
+START = 0.04  # the terms start after this part of the steps: the paper's epoch 10 of 250
+DROPS = (0.24, 0.48, 0.64, 0.8)  # "paper": times 0.2 at epochs 60, 120, 160, 200 of 250
+WARMUP = 0.1  # "tuned": the part of the steps with a rising rate
 PICTURE = "discfused-demo.png"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Raises ValueError, TypeError, RuntimeError for what the demo cannot run with."""
+    """Raises ValueError, TypeError or RuntimeError for values that the demo cannot use."""
 
     seeds: int
     images: int  # of each digit
@@ -64,7 +64,7 @@ class Options:
     gini_weight: float
     kl_weight: float
     impurity: str
-    backend: str | None  # None: the fastest for CPU tensors
+    backend: str | None  # None: the fastest for the CPU
     out: Path
     json: Path | None
 
@@ -84,7 +84,7 @@ class Options:
 
     @property
     def device(self) -> str:
-        """Where the backend asked for runs; else the CPU: the networks are too small for a GPU."""
+        """The device of the requested backend, else the CPU, because the networks are small."""
         name = self.backend or os.environ.get(backends.ENVIRONMENT_VARIABLE)
         if name not in backends.NAMES or name == "reference":
             return "cpu"
@@ -94,11 +94,11 @@ class Options:
 def network(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model: Any = NETWORKS[name]()
-    return model.to(memory_format=torch.channels_last)  # half as fast again on a CPU
+    return model.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
 
 
 def train(model: nn.Module, data: Split, setup: Setup, seed: int, options: Options) -> float:
-    """Trains the model; the seconds it took."""
+    """Trains the model. Returns the time in seconds."""
     criterion: Any = nn.CrossEntropyLoss(label_smoothing=setup.smoothing)
     if setup.terms:
         criterion = FusedDiscLoss.attach(model, impurity=options.impurity, backend=options.backend)
@@ -138,7 +138,7 @@ def _optimizer(
     warmup = math.ceil(WARMUP * steps)
 
     def share(step: int) -> float:
-        """Of the learning rate: rising, then half a cosine."""
+        """The factor of the learning rate: a linear rise, then half a cosine."""
         if step < warmup:
             return (step + 1) / warmup
         return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
@@ -159,14 +159,14 @@ def measure(model: nn.Module, data: Split, backend: str | None) -> Measured:
 
 
 def inspect(model: nn.Module, data: Split, loss: str, backend: str | None) -> Inspected:
-    """What the picture and the report show of a network."""
+    """The data of a network for the picture and the report."""
     batch = data.images[data.test], data.digits[data.test]
     return report(model, [batch], name=NAMES[loss], backend=backend).runs[0]
 
 
 def run_seed(seed: int, options: Options) -> tuple[list[Run], dict[str, demo_picture.Shown]]:
-    """All runs of a seed; of the first seed, what the picture and the report show, too."""
-    torch.set_num_threads(1)  # layers this small lose more by sharing the work than they gain
+    """All runs of a seed; for the first seed also the data for the picture and the report."""
+    torch.set_num_threads(1)  # several threads are slower for such small layers
     data = split(seed, options.images, options.device)
     runs: list[Run] = []
     shown: dict[str, demo_picture.Shown] = {}
@@ -217,7 +217,7 @@ def run(options: Options) -> None:
 
 
 def _each_seed(options: Options, processes: int) -> Iterator[tuple[list[Run], dict[str, Any]]]:
-    """As many seeds at a time as PyTorch would use threads."""
+    """Runs as many seeds in parallel as PyTorch would use threads."""
     seeds, given = range(options.seeds), [options] * options.seeds
     with contextlib.ExitStack() as pool:
         each: Any = map
@@ -229,7 +229,7 @@ def _each_seed(options: Options, processes: int) -> Iterator[tuple[list[Run], di
 
 
 def _document(runs: list[Run], options: Options) -> str:
-    """All runs, and all that they depended on."""
+    """All runs, with versions and options."""
     chosen = dataclasses.asdict(options) | {
         "backend": backends.resolve(options.device, options.backend),
         "device": options.device,
@@ -243,7 +243,7 @@ def _document(runs: list[Run], options: Options) -> str:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """JSON has no NaN, which a training that diverged leaves behind."""
+    """The run as JSON types. NaN of a diverged training becomes None."""
     row = run.setup._asdict() | run._asdict()
     del row["setup"]
     return {name: None if value != value else value for name, value in row.items()}

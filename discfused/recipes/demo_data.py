@@ -1,4 +1,4 @@
-"""What the demo learns from, the two networks that do, and what is known of a run."""
+"""The data, networks and runs of the demo."""
 
 from typing import NamedTuple
 
@@ -13,14 +13,14 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1)
 
 
 class Split(NamedTuple):
-    images: Tensor  # [N, 3, 8, 8], three times the same, normalised as the recipes do it
+    images: Tensor  # [N, 3, 8, 8], three equal channels, normalised as in the recipes
     digits: Tensor  # [N]
     train: Tensor  # indices
     test: Tensor
 
 
 class Measured(NamedTuple):
-    """A network on the test images."""
+    """Results of a network on the test images."""
 
     accuracy: float  # percent
     gini: float
@@ -28,10 +28,10 @@ class Measured(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What the runs of a seed differ in."""
+    """The settings in which the runs of a seed differ."""
 
     network: str
-    training: str  # as in the paper, or tuned for cross-entropy
+    training: str  # "paper", or "tuned" for cross-entropy
     loss: str
     smoothing: float = 0.0  # of the labels
 
@@ -46,7 +46,7 @@ class Setup(NamedTuple):
 
 SETUPS = (
     Setup("resnet", "paper", "ce"),
-    Setup("resnet", "paper", "ce", 0.1),  # the cheap rival
+    Setup("resnet", "paper", "ce", 0.1),  # the cheap alternative
     Setup("resnet", "paper", "ce+gini"),
     Setup("resnet", "paper", "ce+kl"),
     Setup("resnet", "paper", "ce+gini+kl"),
@@ -55,7 +55,7 @@ SETUPS = (
     Setup("plain", "paper", "ce"),
     Setup("plain", "paper", "ce+gini+kl"),
 )
-SHOWN = SETUPS[0], SETUPS[4]  # in the picture and the report, and while it runs
+SHOWN = SETUPS[0], SETUPS[4]  # shown in the picture, the report and the progress messages
 NAMES = {  # there
     "untrained": "before training",
     "ce": "cross-entropy",
@@ -73,7 +73,7 @@ class Run(NamedTuple):
 
 
 def split(seed: int, per_class: int, device: str = "cpu") -> Split:
-    """`per_class` images of each digit to learn from, the others to test on."""
+    """`per_class` training images of each digit; the others are test images."""
     images, digits = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
     of_digit = [order[digits[order] == digit] for digit in range(CLASSES)]
@@ -85,8 +85,8 @@ def split(seed: int, per_class: int, device: str = "cpu") -> Split:
 
 
 def resnet() -> nn.Module:
-    """ResNet-18 of a quarter of the width, with a 3 x 3 stem and no pooling: the recipes' network
-    for small images, written out because torchvision may not be there."""
+    """ResNet-18 with a quarter of the width, a 3 x 3 stem and no pooling, as in the recipes, but
+    without torchvision."""
     layers, channels = [*_convolution(3, 16), nn.ReLU()], 16
     for out in (16, 32, 64, 128):
         layers += [_Block(channels, out), _Block(out, out)]

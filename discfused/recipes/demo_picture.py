@@ -1,4 +1,4 @@
-"""The demo's picture: for which digit does every feature fire, before and after?"""
+"""The demo's picture: heat maps of digits by features, before and after training."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The demo's findings: a table, and never more than the seeds say."""
+"""The demo's results as a table."""
 
 import statistics
 
@@ -7,7 +7,7 @@ from discfused.recipes.demo_data import Run, Setup
 
 
 def report(runs: list[Run]) -> str:
-    """Markdown, one line a setup, and below what the columns are."""
+    """Markdown with one line per setup, and an explanation of the columns."""
     lines = [
         "| network | training | loss | test accuracy, % | against ce, points | 95% interval "
         "| p | verdict | Gini | KL |",
@@ -27,12 +27,12 @@ def report(runs: list[Run]) -> str:
     return "\n".join([
         *lines,
         "",
-        "training: as the paper's authors do it, or with the learning rate and weight decay at",
-        "which ce does best. against ce: of the same network and training, paired by seed, with",
-        "its standard error; p: of the paired t-test, one of six and not corrected for that;",
-        "verdict: gain or loss where the 95% interval (Student's t) leaves out 0. Gini and KL: of",
-        "the features, on the test images. All seeds draw from the same 1,797 images: this tells",
-        "of no other data.",
+        "training: with the settings of the paper's authors, or with the learning rate and weight",
+        "decay that are best for ce. against ce: paired difference to ce with the same network and",
+        "training, with its standard error; p: of the paired t-test, not corrected for the six",
+        "comparisons; verdict: gain or loss if the 95% interval (Student's t) excludes 0. Gini and",
+        "KL are computed on the test images. All seeds use the same 1,797 images, so the results",
+        "hold for these data only.",
     ])  # fmt: skip
 
 
@@ -49,6 +49,6 @@ def _p(pairs: Paired) -> str:
 
 
 def column(runs: list[Run], setup: Setup, name: str) -> list[float]:
-    """Ordered by seed, so that two setups' columns pair up."""
+    """Values ordered by seed, so that two setups can be paired."""
     chosen = [run for run in runs if run.setup == setup]
     return [getattr(run, name) for run in sorted(chosen, key=lambda run: run.seed)]

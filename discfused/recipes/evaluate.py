@@ -1,4 +1,4 @@
-"""How good a network is, and how much its features say about the classes."""
+"""Test accuracy of a network, and the terms of its features."""
 
 from discfused.recipes import _torchvision  # noqa: F401  # before others import torchvision
 
@@ -53,19 +53,19 @@ def evaluate(
 
 
 def term_options(loss: Loss) -> dict[str, Any]:
-    """What `disc_terms` takes, feature_dim aside."""
+    """The options of `disc_terms` except feature_dim."""
     names = ("activation", "impurity", "prior", "backend")
     return {name: getattr(loss, name) for name in names}
 
 
 def pooled(features: Tensor | list[Tensor], loss: Loss) -> list[Tensor]:
-    """[N, D] of each tapped layer, as the terms see it."""
+    """The features [N, D] of each tapped layer."""
     layers = _batch.layers(features, loss.feature_dim, loss.activation)
     return [x.detach().float() for x in layers]
 
 
 def live_share(layers: list[Tensor], target: Tensor, num_classes: int, loss: Loss) -> Tensor:
-    """The share of the features [N, D] that fire at all."""
+    """The fraction of the features [N, D] that fire for at least one row."""
     options: dict[str, Any] = {"activation": loss.activation, "backend": loss.backend}
     shares = [
         (class_histogram(x, target, num_classes, **options).sum(0) > 0).float().mean()

@@ -1,4 +1,4 @@
-"""`discfused inspect`: what the features of runs learned, on the images that each was tested on."""
+"""`discfused inspect`: a report on the features of runs, on the test images of each run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from discfused.inspection.page import Report
 from discfused.recipes import data, models, records
 from discfused.recipes.options import Options, parse, read
 
-STAGES = "layer1", "layer2", "layer3", "layer4"  # of ResNets; the last feeds the classifier
+STAGES = "layer1", "layer2", "layer3", "layer4"  # of ResNets
 
 
 class Inspection(NamedTuple):
-    folders: Sequence[Path]  # of runs
-    changes: dict[str, object]  # {dotted name: value} of data.*, in place of the run's own
+    folders: Sequence[Path]  # folders of runs
+    changes: dict[str, object]  # {dotted name: value} of data.*, which replace those of the run
     part: str
-    layers: Sequence[str] | None  # None: the stages of a ResNet; else what the run tapped
+    layers: Sequence[str] | None  # None: the stages of a ResNet, or the tapped layers of the run
     batch_size: int
 
 
 def inspect(options: Inspection, out: Path) -> Report:
-    """Writes the report into a folder. A run that was stopped early is the last one in it.
+    """Writes the report into a folder. After Ctrl-C it ends with the interrupted run.
 
     Raises:
         FileNotFoundError: a folder holds no run.
-        ValueError: runs on other classes, or without such a part.
+        ValueError: runs with different classes, or without this part.
     """
     recipes = [_recipe(folder, options.changes) for folder in options.folders]
     require_writable("out", out)
@@ -50,15 +50,15 @@ def _recipe(folder: Path, changes: dict[str, object]) -> Options:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {records.RECIPE}: expected the folder of a run "
                                 "of `discfused train` or `discfused sweep`")  # fmt: skip
-    return parse(read(path), {"data.cache": False, **changes})  # each image is looked at once
+    return parse(read(path), {"data.cache": False, **changes})  # each image is used once
 
 
 def _run(folder: Path, recipe: Options, options: Inspection) -> Run:
     parts = data.load(recipe.data, recipe.seed)
     images = getattr(parts, options.part)
     if images is None:
-        raise ValueError(f"part is {options.part!r}, but the run in {folder} held no images out: "
-                         "expected test or train")  # fmt: skip
+        raise ValueError(f"part is {options.part!r}, but the run in {folder} has no held-out "
+                         "images: expected test or train")  # fmt: skip
     images.transform = parts.test.transform  # without augmentation
     loader = data.loader(images, data.in_order(images, options.batch_size), recipe.data.workers)
     loss = recipe.loss
@@ -80,8 +80,8 @@ def _run(folder: Path, recipe: Options, options: Inspection) -> Run:
 
 
 def _network(folder: Path, recipe: Options, num_classes: int) -> nn.Module:
-    """With the weights that were tested; while the run goes on, with those of its checkpoint."""
-    own = dataclasses.replace(recipe.model, pretrained=False)  # of the same form, and no download
+    """The network with the tested weights; for an unfinished run with those of its checkpoint."""
+    own = dataclasses.replace(recipe.model, pretrained=False)  # no download
     network = models.build(own, num_classes, recipe.data.image_size)
     weights, checkpoint = folder / records.WEIGHTS, folder / records.CHECKPOINT
     if weights.exists():
@@ -95,7 +95,7 @@ def _network(folder: Path, recipe: Options, num_classes: int) -> nn.Module:
                      if name.startswith(prefix)}  # fmt: skip
     else:
         raise FileNotFoundError(f"{folder} holds neither {records.WEIGHTS} nor "
-                                f"{records.CHECKPOINT}: the run has not come to its first "
+                                f"{records.CHECKPOINT}: the run has not reached its first "
                                 "checkpoint")  # fmt: skip
     classes = [*state.values()][-1].shape[0]  # the classifier comes last
     if classes != num_classes:

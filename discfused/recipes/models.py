@@ -1,12 +1,12 @@
 """The networks of the paper: images [N, 3, H, W] -> logits [N, C].
 
-Every one ends in an nn.Linear, whose input FeatureTap takes by default; dropout is part of that
-layer, so what is tapped comes before it, as in the paper. `width` shrinks all layers, for tests and
-for machines without a GPU.
+Each network ends in an nn.Linear, whose input FeatureTap captures by default. Dropout is part of
+this layer, so the features are captured before it, as in the paper. `width` scales all layers, for
+tests and for machines without a GPU.
 
-resnet17: the abstract names it without defining it. Ours is ResNet-18 with one convolution fewer:
-the last residual block has one convolution instead of two. Counted as the original counts
-(convolutions outside the shortcuts, and the linear layer), that makes 17.
+resnet17: the abstract of the paper does not define it. Ours is ResNet-18 whose last residual block
+has one convolution instead of two, so it has 17 layers (convolutions outside of shortcuts, and the
+linear layer).
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from discfused.recipes._torchvision import models
 from discfused.recipes.options import Model
 
-SMALL_IMAGE = 32  # pixels: up to here the original stem would leave nothing to look at
+SMALL_IMAGE = 32  # pixels: up to this size the stem has no pooling
 LAYERS = {"resnet17": [2, 2, 2, 2], "resnet18": [2, 2, 2, 2], "resnet50": [3, 4, 6, 3]}
 
 
 def build(options: Model, num_classes: int, image_size: int) -> nn.Module:
-    """A new network, initialised from torch's global random numbers."""
+    """A new network, initialised with torch's global random generator."""
     small = options.stem == "small" or (options.stem == "auto" and image_size <= SMALL_IMAGE)
     if options.pretrained and (small or options.width != 1 or options.name == "resnet17"):
         raise ValueError(
@@ -54,7 +54,7 @@ def _resnet(options: Model, num_classes: int, small: bool) -> nn.Module:
     last = model.layer4[-1]
     if options.name == "resnet17":
         model.layer4[-1] = last = _OneConvolution(last)
-    # What enters the last ReLU is worth tapping, and must not be overwritten by what leaves it.
+    # The last ReLU must not overwrite its input, which can be tapped.
     last.relu.inplace = False
     return model
 
@@ -64,7 +64,7 @@ def _block(name: str) -> Any:
 
 
 class _Narrow(models.ResNet):
-    """torchvision's ResNet with fewer channels everywhere."""
+    """torchvision's ResNet with fewer channels in all layers."""
 
     def __init__(self, block: Any, layers: list[int], num_classes: int, width: float):
         self.share = width
@@ -85,7 +85,7 @@ class _Narrow(models.ResNet):
 
 
 class _DropoutLinear(nn.Linear):
-    """The last layer, with dropout of its input."""
+    """A linear layer with dropout of its input."""
 
     dropout: float
 
@@ -94,7 +94,7 @@ class _DropoutLinear(nn.Linear):
 
 
 class _OneConvolution(nn.Module):
-    """relu(x + bn(conv(x))): what is left of a BasicBlock without its second convolution."""
+    """relu(x + bn(conv(x))): a BasicBlock without its second convolution."""
 
     def __init__(self, block: Any):
         super().__init__()
@@ -108,7 +108,7 @@ def _cvt13(options: Model, num_classes: int, small: bool) -> nn.Module:
     from transformers import CvtConfig, CvtForImageClassification
 
     class Cvt(CvtForImageClassification):
-        """CvT-13 that returns its logits alone."""
+        """CvT-13 that returns only its logits."""
 
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images).logits

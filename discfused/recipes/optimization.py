@@ -1,4 +1,4 @@
-"""Optimizers, and what changes over the steps of a run: the learning rate, the terms' weights."""
+"""Optimizers, learning rate schedules, and the schedule of the terms' weights."""
 
 import math
 
@@ -19,7 +19,7 @@ def optimizer(model: nn.Module, train: Train) -> Optimizer:
 
 
 def schedule(optimizer: Optimizer, train: Train, steps: int, per_epoch: int) -> LRScheduler:
-    """One step of it for every step of the optimizer."""
+    """The learning rate schedule, with one step per optimizer step."""
     if train.lr_schedule == "one-cycle":
         if steps < FEWEST_ONE_CYCLE_STEPS:
             raise ValueError(f"train.lr_schedule is one-cycle for a run of {steps} steps, expected "
@@ -46,9 +46,10 @@ def schedule(optimizer: Optimizer, train: Train, steps: int, per_epoch: int) -> 
 
 
 def term_weights(loss: Loss, step: int, steps: int, per_epoch: int) -> tuple[float, float]:
-    """(gini_weight, kl_weight) at a step: those of the terms that the loss names, once they are on.
+    """(gini_weight, kl_weight) at a step; 0 for terms that are not in the loss.
 
-    Before `start` both are 0; over the `ramp` they rise."""
+    Before `start` both are 0. They rise linearly over the `ramp`.
+    """
     begin = loss.start * (steps if loss.start < 1 else per_epoch)
     share = float(step >= begin)
     if loss.ramp:

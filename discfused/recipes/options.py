@@ -1,8 +1,8 @@
-"""What a run is made of: every option of a recipe, named and checked.
+"""The options of a recipe and their checks.
 
-A recipe is a YAML file with these sections and a value for every option, so that it says all there
-is to say about a run; `discfused/recipes/*.yaml` are examples. What a sweep combines is a section
-of its own: see `sweep.py`.
+A recipe is a YAML file with these sections and a value for every option, so that it describes a run
+completely; `discfused/recipes/*.yaml` are examples. The section `sweep` lists combinations: see
+`sweep.py`.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ CHOICES = {
     "train.precision": ("32-true", "16-mixed", "bf16-mixed"),
     "train.accelerator": ("auto", "cpu", "gpu", "mps"),
 }
-# Lowest values that make sense (None is checked by type).
+# Lowest valid values (the type check covers None).
 AT_LEAST = {
     "data.validation": 1, "data.validation_seed": 0, "data.train_per_class": 1, "data.resize": 1,
     "data.image_size": 1, "data.samples_per_class": 1, "data.workers": 0, "model.dropout": 0,
@@ -51,36 +51,36 @@ AT_MOST = {"model.width": 4, "model.dropout": 0.99, "loss.label_smoothing": 1, "
 
 
 def no_effect(**keywords: Any) -> Any:
-    """An option that says where and how a run is carried out, not what it finds."""
+    """An option that does not change the results of a run."""
     return field(metadata={"no_effect": True}, **keywords)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     name: str
-    root: str | None = no_effect()  # folder that holds caltech101/, cifar-100-python/ ...
-    download: bool = no_effect()  # into root, if it is not there
-    split: str | None  # caltech101: another split file than the committed one
+    root: str | None = no_effect()  # folder with caltech101/, cifar-100-python/ ...
+    download: bool = no_effect()  # into root, if it is missing
+    split: str | None  # caltech101: a split file in place of the committed one
     background: bool  # caltech101: BACKGROUND_Google is a class, too
-    validation: int | None  # so many training images are held out, not learned from
-    validation_seed: int  # decides which: the same for every seed of a run
-    train_per_class: int | None  # learn from so many of each class, chosen by the seed; null: all
-    resize: int  # caltech101: shorter side in pixels before cropping; what is kept in memory
-    image_size: int  # pixels a side that the model sees
+    validation: int | None  # number of held-out training images
+    validation_seed: int  # selects them; independent of the seed of the run
+    train_per_class: int | None  # training images per class, chosen by the seed; null: all
+    resize: int  # caltech101: shorter side in pixels before cropping; this size is cached
+    image_size: int  # side of the model's input in pixels
     augment: str
-    normalize: bool  # by the mean and standard deviation of ImageNet; false: numbers from 0 to 1
-    samples_per_class: int | None  # class-balanced batches of so many of each class; null: shuffled
-    cache: bool | None = no_effect()  # images decoded once and kept; null: if they take < 2 GiB
+    normalize: bool  # with mean and standard deviation of ImageNet; false: values from 0 to 1
+    samples_per_class: int | None  # of a class in class-balanced batches; null: shuffled batches
+    cache: bool | None = no_effect()  # keep decoded images; null: if they need < 2 GiB
     workers: int = no_effect()  # processes that prepare batches
 
 
 @dataclass(frozen=True)
 class Model:
     name: str
-    width: float  # of all layers, as a share of the original
+    width: float  # of all layers, as a fraction of the original
     stem: str  # small: 3 x 3 without pooling; large: the original; auto: small up to 32 pixels
-    dropout: float  # ResNets: of the features on their way into the linear layer
-    pretrained: bool  # start from the weights that torchvision or the hub offers (a download)
+    dropout: float  # ResNets: of the input of the linear layer
+    pretrained: bool  # start from the weights of torchvision or the hub (a download)
 
 
 @dataclass(frozen=True)
@@ -88,38 +88,38 @@ class Loss:
     name: str
     gini_weight: float
     kl_weight: float
-    start: float  # of the terms: below 1 a share of the training, from 1 on so many epochs
-    ramp: float  # the share of the training over which the weights then rise; 0: at once
-    layers: list[str] | None  # names of the layers to tap; null: what feeds the last linear layer
+    start: float  # of the terms: a fraction of the training, or, from 1 on, a number of epochs
+    ramp: float  # fraction of the training over which the weights rise; 0: at once
+    layers: list[str] | None  # names of layers to tap; null: the input of the last linear layer
     capture: str  # output or input of these layers
-    feature_dim: int  # which dimension of what they give counts features
+    feature_dim: int  # the dimension of their output that counts features
     activation: str
     impurity: str
     prior: str
-    label_smoothing: float  # of cross-entropy
+    label_smoothing: float  # in cross-entropy
     backend: str | None = no_effect()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     epochs: int
-    max_steps: int | None  # stop after so many steps, if the epochs are more
-    batch_size: int  # of each process
+    max_steps: int | None  # upper limit of the number of steps
+    batch_size: int  # per process
     optimizer: str
     lr: float
     momentum: float  # sgd
     weight_decay: float
     lr_schedule: str
-    lr_warmup: float  # cosine, one-cycle: share of the steps over which the rate rises
-    lr_steps: list[int] | None  # step: the epochs at which the rate is multiplied by lr_factor
+    lr_warmup: float  # cosine, one-cycle: fraction of the steps with a rising rate
+    lr_steps: list[int] | None  # step: epochs at which the rate is multiplied by lr_factor
     lr_factor: float
-    clip: float | None  # largest norm of the gradient
-    ema: float | None  # decay of the average of the weights that is tested; null: the weights
-    select: str  # test the network of the last epoch, or of the best on the held-out images
+    clip: float | None  # maximum norm of the gradient
+    ema: float | None  # test an average of the weights with this decay; null: the weights
+    select: str  # test the network of the last epoch, or of the best epoch on held-out images
     precision: str
     accelerator: str = no_effect()
     log_every: int = no_effect()  # steps
-    eval_every: int  # epochs, on the held-out images or those to test on; 0: at the end only
+    eval_every: int  # epochs, on held-out or test images; 0: only at the end
     save_every: int = no_effect()  # steps
 
 
@@ -139,38 +139,38 @@ class Options:
             raise ValueError(f"data.samples_per_class is {K}, expected a divisor of "
                              f"train.batch_size, which is {batch}")  # fmt: skip
         if self.model.width <= 0:
-            raise ValueError(f"model.width is {self.model.width}, expected a number above 0")
+            raise ValueError(f"model.width is {self.model.width}, expected a number > 0")
         if self.loss.start >= 1 and self.loss.start % 1:
-            raise ValueError(f"loss.start is {self.loss.start}, expected a share of the training "
-                             "below 1, or a whole number of epochs")  # fmt: skip
+            raise ValueError(f"loss.start is {self.loss.start}, expected a fraction of the "
+                             "training below 1, or a whole number of epochs")  # fmt: skip
         if self.train.lr_schedule == "step" and self.train.lr_steps is None:
             raise ValueError("train.lr_steps is null, expected a list of epochs for the "
                              "train.lr_schedule step")  # fmt: skip
         if self.train.select == "best" and not (self.data.validation and self.train.eval_every):
-            raise ValueError("train.select is best, expected data.validation images to tell by, "
-                             "and a train.eval_every above 0")  # fmt: skip
+            raise ValueError("train.select is best, expected data.validation images and "
+                             "train.eval_every > 0")  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The YAML file as nested dictionaries, options unchecked."""
+    """The YAML file as nested dictionaries, without checks of the options."""
     import yaml
 
     if not path.is_file():
         shipped = [recipe.stem for recipe in sorted(Path(__file__).parent.glob("*.yaml"))]
         if path.name not in shipped:
-            raise ValueError(f"recipe {str(path)!r} is not there: expected a YAML file, or one of "
+            raise ValueError(f"recipe {str(path)!r} is missing: expected a YAML file, or one of "
                              + ", ".join(shipped))  # fmt: skip
         path = Path(__file__).with_name(f"{path.name}.yaml")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict):
         raise ValueError(
-            f"recipe {str(path)!r} holds no sections: expected those of docs/recipes/README.md"
+            f"recipe {str(path)!r} has no sections: expected those of docs/recipes/README.md"
         )
     return recipe
 
 
 def parse(recipe: dict[str, Any], changes: dict[str, object] | None = None) -> Options:
-    """Checked options: the recipe's values, and those of `changes` ({dotted name: value}) first."""
+    """The checked options of a recipe. `changes` ({dotted name: value}) override its values."""
     given = dict(_flat({name: value for name, value in recipe.items() if name != "sweep"}))
     given.update(changes or {})
     sections: dict[str, Any] = typing.get_type_hints(Options)
@@ -178,10 +178,10 @@ def parse(recipe: dict[str, Any], changes: dict[str, object] | None = None) -> O
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-            raise ValueError(f"{name} is no option: did you mean {', '.join(near)}?")
+            raise ValueError(f"{name} is not an option: did you mean {', '.join(near)}?")
     if missing := [name for name in known if name not in given]:
-        raise ValueError(f"the recipe says nothing about {', '.join(missing)}: a recipe gives "
-                         "every option a value")  # fmt: skip
+        raise ValueError(f"the recipe has no value for {', '.join(missing)}: expected a value "
+                         "for every option")  # fmt: skip
     values: dict[str, Any] = {
         name: _typed(name, value, known[name]) for name, value in given.items()
     }
@@ -201,18 +201,18 @@ def flat(options: Options) -> dict[str, object]:
 
 
 def identity(options: Options) -> dict[str, object]:
-    """The options that decide what a run finds, seed aside: equal for runs that may be averaged."""
+    """The options that affect results, without the seed. They are equal for runs to be averaged."""
     values = flat(options)
     for section, kind in typing.get_type_hints(Options).items():
         for option in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
             if option.metadata.get("no_effect"):
                 del values[f"{section}.{option.name}"]
     del values["seed"]
-    if options.train.select == "last":  # then it is looked at, and nothing else
+    if options.train.select == "last":  # then it only affects the log
         del values["train.eval_every"]
     terms = options.loss.name.split("+")
     unused = [f"loss.{term}_weight" for term in ("gini", "kl") if term not in terms]
-    if terms == ["ce"]:  # it trains the same whatever is tapped
+    if terms == ["ce"]:  # without terms the other options have no effect
         unused = [name for name in values
                   if name.startswith("loss.")
                   and name not in ("loss.name", "loss.label_smoothing")]  # fmt: skip
@@ -237,7 +237,7 @@ def _hints() -> Iterator[tuple[str, object]]:
 
 
 def _typed(name: str, value: object, hint: object) -> object:
-    """The value, if it is of the type; YAML reads 1e-3 as text, and 1 where 1.0 is meant."""
+    """The value, checked against the type. YAML reads 1e-3 as text, and 1 in place of 1.0."""
     allowed = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in allowed:
         return None

@@ -1,4 +1,4 @@
-"""The processes of a run, and how they agree on what to do."""
+"""The processes of a run, and how they agree on a result."""
 
 import os
 from typing import Any, cast
@@ -9,7 +9,7 @@ from discfused.recipes.options import Options
 
 
 def launch(options: Options) -> Fabric:
-    """Devices and processes; torchrun's environment says how many."""
+    """Starts Fabric with the number of processes in torchrun's environment."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(
@@ -24,7 +24,7 @@ def launch(options: Options) -> Fabric:
 
 
 def agreed(fabric: Fabric, outcome: dict[str, Any] | Exception | None) -> dict[str, Any] | None:
-    """Rank 0's outcome in every process: returned, or raised."""
+    """Returns rank 0's outcome in every process, or raises it."""
     outcome = fabric.broadcast(outcome)
     if isinstance(outcome, Exception):
         raise outcome

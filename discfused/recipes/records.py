@@ -1,9 +1,9 @@
-"""What a run leaves behind in its folder.
+"""The files of a run in its folder.
 
 recipe.yaml     every option                    environment.json  versions, commit, device
 train.csv       losses and terms on batches     test.csv          on the test images
 validation.csv  on held-out images, if any      tensorboard/      the same, for TensorBoard
-checkpoint.pt   to go on from, while it runs    weights.pt        state_dict of the network tested
+checkpoint.pt   to resume, until the run ends   weights.pt        state_dict of the tested network
 result.jsonl    the result, one line
 """
 
@@ -42,7 +42,7 @@ CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.pt"
 
 
 def name(options: Options) -> str:
-    """A folder's name; runs with different results to expect have different names."""
+    """The name of a run's folder. Runs with different `identity` have different names."""
     values = json.dumps(identity(options), sort_keys=True).encode()
     digest = hashlib.sha256(values).hexdigest()[:8]
     parts = options.data.name, options.model.name, options.loss.name, digest
@@ -54,37 +54,37 @@ class InUse(RuntimeError):
 
 
 class OtherRun(RuntimeError):
-    """What is in the folder is not what was asked for."""
+    """The folder contains another run than the requested one."""
 
 
 class Interrupted(Exception):
-    """By Ctrl-C or SIGTERM, between two steps."""
+    """Ctrl-C or SIGTERM ended the run between two steps."""
 
     def __init__(self, step: int, steps: int):
-        super().__init__(f"stopped after step {step} of {steps}; the same command goes on from "
-                         "there (train: with --resume)")  # fmt: skip
+        super().__init__(f"stopped after step {step} of {steps}; the same command continues "
+                         "from there (train: with --resume)")  # fmt: skip
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """The folder is ours alone while we are here; a process that dies gives it back."""
+    """A lock on the folder. The system releases it if the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUse(f"{folder} is in use by another process: pass another --out") from None
-        for left_over in folder.glob(".*.pt"):  # of a process that was killed while writing
+        for left_over in folder.glob(".*.pt"):  # from a process that was killed while writing
             left_over.unlink()
         yield
 
 
 def finished(folder: Path, options: Options, resume: bool) -> dict[str, Any] | None:
-    """The row of the run if it has ended, None if it can begin or go on."""
+    """The row of the run if it has ended, None if it can start or continue."""
     result = folder / RESULT
     if not resume and (result.exists() or (folder / CHECKPOINT).exists()):
-        raise OtherRun(f"{folder} holds a run already: pass --resume to go on with it, or another "
-                       "--out")  # fmt: skip
+        raise OtherRun(f"{folder} already contains a run: pass --resume to continue it, or "
+                       "another --out")  # fmt: skip
     if not result.exists():
         return None
     (row,) = read_rows(result)
@@ -97,12 +97,12 @@ def same_run(stored: dict[str, Any], options: Options, folder: Path) -> None:
     changed = [f"{name} {stored.get(name)!r} -> {wanted.get(name)!r}"
                for name in stored | wanted if stored.get(name) != wanted.get(name)]  # fmt: skip
     if changed:
-        raise OtherRun(f"{folder} holds a run with other options ({'; '.join(changed)}): pass the "
-                       "same ones to go on with it, or another --out")  # fmt: skip
+        raise OtherRun(f"{folder} contains a run with other options ({'; '.join(changed)}): "
+                       "pass the same options to continue it, or another --out")  # fmt: skip
 
 
 def checkpoint(folder: Path, options: Options, processes: int) -> dict[str, Any] | OtherRun | None:
-    """What a run left to go on from, if it did; or why it is none of this run."""
+    """The checkpoint of the run, None without one, or OtherRun if it belongs to another run."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
@@ -112,8 +112,8 @@ def checkpoint(folder: Path, options: Options, processes: int) -> dict[str, Any]
     except OtherRun as error:
         return error
     if state["processes"] != processes:
-        return OtherRun(f"{folder} was begun by {state['processes']} processes, expected as many, "
-                        f"not {processes}")  # fmt: skip
+        return OtherRun(f"{folder} was started by {state['processes']} processes, expected the "
+                        f"same number, not {processes}")  # fmt: skip
     return state
 
 
@@ -132,7 +132,7 @@ def environment(device: torch.device, world_size: int) -> dict[str, object]:
         "python": platform.python_version(),
         "discfused": discfused.__version__,
         "commit": _library.commit(),
-        "torch": torch.__version__,  # its metadata may not tell what it was built for
+        "torch": torch.__version__,  # its metadata may lack the build, such as +cpu
         "cuda": torch.version.cuda or torch.version.hip,
         **{package: _version(package) for package in PACKAGES},
     }
@@ -141,7 +141,7 @@ def environment(device: torch.device, world_size: int) -> dict[str, object]:
 def write_result(
     folder: Path, options: Options, result: dict[str, Any], where: dict[str, Any]
 ) -> dict[str, Any]:
-    """The row of a run: result.jsonl appears whole, or not at all."""
+    """Writes result.jsonl atomically. Returns the row of the run."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     row = {"seed": options.seed, **result, "options": identity(options), "where": where,
            "finished": now}  # fmt: skip
@@ -155,7 +155,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """A CSV file and TensorBoard's, by step. What was logged after `start` is forgotten."""
+    """Logs to a CSV file and TensorBoard, by step. Rows after `start` are deleted first."""
 
     def __init__(self, folder: Path, part: str, start: int):
         self.part, columns = part, ["step", *COLUMNS[part]]

@@ -1,7 +1,7 @@
-"""Which samples make up every batch of a training run, known in advance.
+"""The samples of every batch of a training run, computed in advance.
 
-A batch is a function of the seed and of its step: nothing remembers where it was, so a run goes on
-from any step as if it had never stopped, with any number of worker processes.
+A batch is a function of the seed and the step, without state. So a run can continue from any step
+as if it had never stopped, with any number of worker processes.
 """
 
 from collections.abc import Iterator
@@ -11,27 +11,26 @@ from torch import Tensor
 
 
 class Batches:
-    """One batch a step, each a list of (epoch, index): what a DataLoader takes as `batch_sampler`.
+    """The `batch_sampler` of a DataLoader: for each step a list of (epoch, index).
 
-    Under DistributedDataParallel every process gets other samples of the epoch: the batches of one
-    step do not overlap, and `batch_size` is that of each process.
+    Under DistributedDataParallel the batches of the processes in one step do not overlap, and
+    `batch_size` is per process.
 
     Args:
         labels: [N] class of every sample.
-        batch_size: of each process.
-        samples_per_class: None for batches of samples drawn without looking at the class. K for
-            batches of P = batch_size / K classes with K samples each, which give each class
-            histogram something to count: with 100 classes and a shuffled batch of 128, most classes
-            have one sample or none. Classes, and the samples of a class, take turns: none comes
-            again before all the others came as often, within an epoch. A class of fewer than K
-            samples repeats them.
-        seed: decides every draw.
+        batch_size: per process.
+        samples_per_class: None for shuffled batches. K for batches of P = batch_size / K classes
+            with K samples each, for better class histograms: with 100 classes and a shuffled batch
+            of 128, most classes have one sample or none. Within an epoch, each class, and each
+            sample of a class, comes again only after all others came equally often. A class with
+            fewer than K samples repeats them.
+        seed: seed of every draw.
         rank, world_size: of this process.
-        start, stop: steps.
+        start, stop: first step, and the step after the last.
 
     Raises:
-        ValueError: the samples do not fill one batch of every process; or samples_per_class does
-            not divide batch_size, or leaves more classes a batch than there are.
+        ValueError: there are fewer samples than one step needs; samples_per_class does not divide
+            batch_size, or needs more classes per batch than there are.
     """
 
     def __init__(
@@ -65,8 +64,8 @@ class Batches:
                                  f"of batch_size, which is {batch_size}")  # fmt: skip
             if self.classes > len(present):
                 raise ValueError(
-                    f"samples_per_class is {samples_per_class}, which makes batches of "
-                    f"{batch_size} hold {self.classes} classes, but there are {len(present)}: "
+                    f"samples_per_class is {samples_per_class}, so batches of "
+                    f"{batch_size} have {self.classes} classes, but there are {len(present)}: "
                     "expected more samples of each class, or smaller batches"
                 )
 
@@ -83,7 +82,7 @@ class Batches:
             yield [(epoch, index) for index in batch.tolist()]
 
     def plan(self, epoch: int) -> Tensor:
-        """[steps_per_epoch, world_size, batch_size] indices: the same in every process."""
+        """[steps_per_epoch, world_size, batch_size] indices, equal in every process."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         shape = self.steps_per_epoch, self.world_size, self.batch_size
         count = shape[0] * shape[1]
@@ -101,9 +100,9 @@ class Batches:
 
 
 def _least_used(turns: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` positions, those with the fewest turns first and ties at random; counts their turns.
+    """`count` positions with the fewest turns, ties at random. Increments their turns.
 
-    Where there are fewer than `count`, they repeat.
+    If there are fewer than `count`, they repeat.
     """
     order = (turns + torch.rand(len(turns), generator=generator)).argsort()
     chosen = order.repeat(-(-count // len(order)))[:count]

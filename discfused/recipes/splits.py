@@ -1,8 +1,8 @@
-"""Which images of Caltech-101 to learn from and which to test on: the same for everybody.
+"""The fixed split of Caltech-101 into training and test images.
 
-`caltech101_split.json` was made by `python -m discfused.recipes.splits ROOT`, and can be made
-again: the images of a class are put in the order of a hash of their names, the first 30 are for
-training, the next 50 (or as many as there are) for testing.
+`python -m discfused.recipes.splits ROOT` writes `caltech101_split.json` reproducibly. The images of
+a class are sorted by a hash of their names. The first 30 are for training, the next 50 (or as many
+as there are) for the test.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class Split(NamedTuple):
 
 
 def draw(names: dict[str, list[str]], seed: int = SEED) -> Split:
-    """A split of {class: file names}; it depends on these names and the seed alone."""
+    """The split of {class: file names}. It depends only on these names and the seed."""
 
     def order(folder: str) -> list[str]:
         return sorted(
@@ -44,7 +44,7 @@ def load(path: Path = COMMITTED) -> Split:
 
 
 def save(split: Split, path: Path) -> None:
-    """One line a class, so that a difference can be read."""
+    """Writes one line per class, for readable diffs."""
 
     def lines(part: dict[str, list[str]]) -> str:
         return ",\n".join(f"  {json.dumps(name)}: {json.dumps(files)}"

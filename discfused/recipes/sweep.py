@@ -1,11 +1,11 @@
-"""Every combination of a recipe's `sweep`, over seeds: what is missing, and nothing else.
+"""Runs all combinations of a recipe's `sweep` over seeds that are still missing.
 
-`sweep` maps options, by their dotted names, to lists of values, all combinations of which are run;
-or it is a list of such maps.
+`sweep` maps dotted names of options to lists of values, for all combinations; or it is a list of
+such maps.
 
-Each run has a folder of its own, named by its options, with its row in it: the folders are all that
-there is to know. So a sweep that was killed goes on where it was, and several processes (of one
-machine, or of several that share the folder) work on one sweep: each takes runs that nobody has.
+Each run has a folder, named by its options, with its row. There is no other state. So a killed
+sweep continues where it was, and several processes, also on several machines that share the folder,
+can work on one sweep: each starts runs that no other process has started.
 """
 
 import itertools
@@ -18,8 +18,8 @@ from discfused.recipes.options import Options, parse
 
 
 def cells(recipe: dict[str, Any], changes: dict[str, object], seed: int) -> list[Options]:
-    """One of each: combinations that come to the same (cross-entropy has no weights) are one, the
-    first of them, whose layers and activation its features are measured with."""
+    """The options of each combination. Of combinations with equal `identity` (cross-entropy has no
+    weights) only the first remains; its layers and activation are used to measure the features."""
     grids = recipe.get("sweep") or {}
     found: dict[str, Any] = {}
     for grid in grids if isinstance(grids, list) else [grids]:
@@ -40,19 +40,19 @@ def run(
     changes: dict[str, object] | None = None,
     first: int = 0,
 ) -> str:
-    """Runs what is missing of the seeds from `first` on, one after the other so that pairs are
-    complete early; says what was done."""
+    """Runs all missing combinations, seed by seed from `first`, so that pairs are complete early.
+    Returns a summary."""
     done = already = elsewhere = failed = 0
     for seed in range(first, first + seeds):
         for options in cells(recipe, changes or {}, seed):
             folder = out / records.name(options)
             if (folder / records.RESULT).exists() and "WORLD_SIZE" not in os.environ:
-                already += 1  # without the start of a run
+                already += 1  # faster than starting the run
                 continue
             try:
                 if train.run_if_missing(options, folder):
                     done += 1
-                else:  # another process has ended it since
+                else:  # another process has finished it since
                     already += 1
             except records.InUse:
                 elsewhere += 1
@@ -69,7 +69,7 @@ def run(
 
 
 def _remember(options: Options, folder: Path, why: str) -> None:
-    """A run that diverges would diverge again: that is its result."""
+    """Records a diverged run as failed, because it would diverge again."""
     fabric = processes.launch(options)
     if fabric.is_global_zero:
         where = records.environment(fabric.device, fabric.world_size)

@@ -1,7 +1,6 @@
-"""What the runs in a folder say: a table, a picture, and a verdict for every comparison.
+"""A table, a picture and a verdict for every comparison, from the runs in a folder.
 
-Runs are paired by their seed with the runs of cross-entropy that are like them in everything but
-the two terms.
+Runs are paired by seed with runs of cross-entropy that differ only in the two terms.
 """
 
 import json
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-matplotlib.use("Agg")  # writes files, with or without a screen
+matplotlib.use("Agg")  # writes files without a display
 import matplotlib.pyplot as plt
 
 from discfused._files import write_atomically
@@ -22,15 +21,15 @@ from discfused.recipes.records import RESULT, read_rows
 
 ROWS, TABLE, PICTURE = "results.jsonl", "table.md", "table.png"
 PROCESSES = "train.processes"
-ALWAYS = ("data.name", "model.name", "loss.name")  # a column each; the other options share one
-OF_CROSS_ENTROPY = ("loss.name", "loss.label_smoothing")  # the loss options that it has
+ALWAYS = ("data.name", "model.name", "loss.name")  # with a column each
+OF_CROSS_ENTROPY = ("loss.name", "loss.label_smoothing")  # the loss options of cross-entropy
 
 
 class Cell(NamedTuple):
-    """The runs that differ in their seed alone."""
+    """Runs that differ only in the seed."""
 
     options: dict[str, object]
-    rows: dict[int, dict[str, Any]]  # by seed, those that ended well
+    rows: dict[int, dict[str, Any]]  # by seed, without failed runs
     failed: int
 
 
@@ -47,7 +46,7 @@ def make(folder: Path) -> str:
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
-    """Every run once: of two rows with the same options and seed, the one that ended last."""
+    """All runs. Of rows with the same options and seed the newest counts."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path in sorted([*folder.rglob(RESULT), *folder.rglob(ROWS)]):
         for row in read_rows(path):
@@ -56,15 +55,15 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 found[key] = row
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no results: expected {RESULT} or {ROWS} in it or below it, as "
-            "`discfused sweep` and `discfused train` leave"
+            f"{folder} has no results: expected {RESULT} or {ROWS} in it or below it, as "
+            "`discfused sweep` and `discfused train` write them"
         )
     return [found[key] for key in sorted(found)]
 
 
 def setting(row: dict[str, Any]) -> dict[str, object]:
-    """What runs that may be averaged have in common. The batch size is that of each process, so
-    their number is part of it."""
+    """The options that runs to be averaged share. The batch size is per process, so the number of
+    processes is included."""
     return row["options"] | {PROCESSES: row.get("where", {}).get("processes", 1)}
 
 
@@ -81,7 +80,7 @@ def group(rows: list[dict[str, Any]]) -> list[Cell]:
 
 
 def compare(cell: Cell, cells: list[Cell]) -> Paired | None:
-    """The cell against cross-entropy; None for cross-entropy itself, or where nothing pairs."""
+    """The cell compared with cross-entropy; None for cross-entropy, or without pairs."""
     wanted = _key(_baseline(cell.options))
     plain = next((other for other in cells if _key(other.options) == wanted), None)
     if plain is None or plain is cell:
@@ -152,7 +151,7 @@ def draw(cells: list[Cell], path: Path) -> None:
 
 
 def _place(cell: Cell) -> tuple[Any, ...]:
-    """Next to the cells that it is compared with, cross-entropy first."""
+    """The sort key: next to the cells that it is compared with, cross-entropy first."""
     loss = str(cell.options["loss.name"])
     return _key(_baseline(cell.options)), LOSSES.index(loss), _key(cell.options)
 
@@ -165,13 +164,13 @@ def _baseline(options: dict[str, object]) -> dict[str, object]:
     """The options of the cross-entropy runs that a cell is compared with."""
     kept = {name: value for name, value in options.items()
             if not name.startswith("loss.") or name in OF_CROSS_ENTROPY}  # fmt: skip
-    if options["loss.name"] == "ce":  # label smoothing is a rival of the terms
+    if options["loss.name"] == "ce":  # label smoothing is an alternative to the terms
         kept["loss.label_smoothing"] = 0.0
     return kept | {"loss.name": "ce"}
 
 
 def _others(cell: Cell, cells: list[Cell]) -> str:
-    """The options that tell it from other cells of the same network on the same data."""
+    """The options that differ from other cells of the same network on the same data."""
     same = [other.options for other in cells
             if all(other.options[name] == cell.options[name] for name in ALWAYS[:2])]  # fmt: skip
     telling = [name for name in cell.options if name not in ALWAYS

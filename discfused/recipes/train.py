@@ -1,11 +1,10 @@
-"""One run: train a network by a recipe, test it, leave a row.
+"""One run: trains and tests a network by a recipe, and writes a row.
 
-The loop is written out, on Lightning Fabric, which brings devices, mixed precision and
-DistributedDataParallel. What happens at a step depends on the seed and the step alone: a run that
-was interrupted anywhere, and goes on from its checkpoint, ends in the same weights as one that was
-not (on the CPU, bit for bit).
+The loop uses Lightning Fabric for devices, mixed precision and DistributedDataParallel. A step
+depends only on the seed and its number. So an interrupted run that continues from its checkpoint
+ends with the same weights as an uninterrupted one (bitwise on the CPU).
 
-Under DistributedDataParallel the terms of each process are those of its own batch.
+Under DistributedDataParallel each process computes the terms of its own batch.
 """
 
 from discfused.recipes import _torchvision  # noqa: F401  # before others import torchvision
@@ -35,27 +34,27 @@ TEST_BATCH = 256
 
 
 def run(options: Options, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """The row of the run; with `resume`, goes on from the folder's checkpoint if there is one.
+    """Trains and returns the row. `resume` continues from the checkpoint of the folder, if any.
 
     Raises:
         records.InUse: another process runs in this folder.
-        records.OtherRun: the folder holds another run, or one that was not to be resumed.
+        records.OtherRun: the folder contains another run, or `resume` is missing.
         FloatingPointError: the loss is not finite.
-        records.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was left.
+        records.Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     return _row(options, folder, resume)[0]
 
 
 def run_if_missing(options: Options, folder: Path) -> bool:
-    """Begins the run or goes on with it, as `run` does, unless it has ended; False if it had."""
+    """Starts or continues the run, as `run` does. Returns False if it had already ended."""
     return _row(options, folder, resume=True)[1]
 
 
 def _row(options: Options, folder: Path, resume: bool) -> tuple[dict[str, Any], bool]:
-    """The row of the run, and whether there was anything left to do for it."""
+    """The row of the run, and whether this call trained."""
     fabric = processes.launch(options)
     with contextlib.ExitStack() as held:
-        # One process looks, and all do the same: whatever is in the folder may change meanwhile.
+        # Only rank 0 reads the folder, because it may change meanwhile.
         found = _look(options, folder, resume, held) if fabric.is_global_zero else None
         found = processes.agreed(fabric, found)
         return found or Training(options, folder, fabric).run(), not found
@@ -64,7 +63,7 @@ def _row(options: Options, folder: Path, resume: bool) -> tuple[dict[str, Any], 
 def _look(
     options: Options, folder: Path, resume: bool, held: contextlib.ExitStack
 ) -> dict[str, Any] | Exception | None:
-    """The row of a run that has ended, why it cannot run, or None; takes the folder's lock."""
+    """Locks the folder. Returns the row of a finished run, the error of a failed one, or None."""
     try:
         held.enter_context(records.lock(folder))
         row = records.finished(folder, options, resume)
@@ -92,7 +91,7 @@ class Training:
             self.steps = min(self.steps, options.train.max_steps)
 
         torch.manual_seed(options.seed)
-        # The bare network: hooks, state_dict and tests are its own, whatever wraps it.
+        # The bare network, for hooks, state_dict and tests.
         self.network = models.build(options.model, self.num_classes, options.data.image_size)
         self.optimizer = optimization.optimizer(self.network, options.train)
         self.schedule = optimization.schedule(
@@ -113,7 +112,7 @@ class Training:
         )
         self.step = 0
         self.best: dict[str, Any] | None = None  # the best network on the held-out images so far
-        self.seconds = 0.0  # of training, tests and earlier processes of this run included
+        self.seconds = 0.0  # with tests, and with earlier processes of this run
 
     def run(self) -> dict[str, Any]:
         fabric, train = self.fabric, self.options.train
@@ -163,9 +162,9 @@ class Training:
                 log.close()
 
     def train_step(self, images: Tensor, target: Tensor, tap: FeatureTap) -> dict[str, float]:
-        """One step of the optimizer; what to log of it, or nothing."""
+        """One optimizer step. Returns the values to log, if any."""
         options, fabric = self.options, self.fabric
-        # Dropout and the like draw from here: no state to carry over.
+        # A seed for each step (for dropout etc.), so a checkpoint needs no generator state.
         step_of_rank = self.step * fabric.world_size + fabric.global_rank
         torch.manual_seed(options.seed * 1_000_003 + step_of_rank)
         weights = optimization.term_weights(options.loss, self.step, self.steps, self.per_epoch)
@@ -190,7 +189,7 @@ class Training:
         checked = self.step % every == 0 or self.step % options.train.save_every == 0
         if not (checked or self.step in (1, self.steps)):
             return {}
-        of_loss: Any = self.criterion.terms  # of the step just made
+        of_loss: Any = self.criterion.terms  # of this step
         terms = {name: term.item() for name, term in of_loss._asdict().items()}
         mean: Any = fabric.all_reduce(loss.detach(), reduce_op="mean")
         self.check_finite(mean.item(), terms)
@@ -210,10 +209,10 @@ class Training:
         )
 
     def look(self, logs: dict[str, records.Log], done: bool) -> None:
-        """Logs how good the network is by now, on images that it does not learn from."""
+        """Tests the network on held-out images or test images, and logs the result."""
         part = "test" if self.parts.validation is None else "validation"
         if part == "test" and done:
-            return  # `finish` does that
+            return  # `finish` tests it
         values = self.evaluate(getattr(self.parts, part))
         logs[part].write(self.step, values)
         best = self.best is None or values["accuracy"] > self.best["accuracy"]
@@ -270,7 +269,7 @@ class Training:
         write_atomically(self.folder / records.CHECKPOINT, lambda path: torch.save(state, path))
 
     def load(self) -> None:
-        # Of rank 0's folder, which need not be there on other machines.
+        # From rank 0's folder, which may be missing on other machines.
         state = None
         if self.fabric.is_global_zero:
             state = records.checkpoint(self.folder, self.options, self.fabric.world_size)

@@ -1,4 +1,4 @@
-"""FeatureTap: look at what a layer puts out, without touching the model's code."""
+"""FeatureTap: captures the features of a layer without a change of the model's code."""
 
 import sys
 import weakref
@@ -19,35 +19,36 @@ CAPTURES = ("output", "input")
 
 
 class FeatureTap:
-    """Captures the output (or input) of one or several layers in every forward of a model.
+    """Captures the output (or input) of one or several layers in every forward pass of a model.
 
         with FeatureTap(model, "layer4") as tap:
             logits = model(images)
             features = tap.take(logits)
 
     Args:
-        model: any module. Wrappers whose only child is `module` (DistributedDataParallel,
-            AveragedModel, DeepSpeed), and those of torch.compile and FSDP, are seen through. Call
-            the model or a part of it as a module, model(x): hooks see no model.forward(x).
-        layers: a name as in `model.named_modules()`, a module of the model, or a list of them; the
-            prefixes `module.` and `_orig_mod.` may be there or not. Default: what feeds the
-            classifier, before dropout. It is found when features are first taken, from the
-            operators of that forward pass, which must not be compiled (a tap on a compiled model
-            sees to that): the classifier is the one linear layer (or 1 x 1 convolution) that leads
-            to the logits. Features then are in the last dimension. Where this cannot be told for
-            sure, taking them raises an error. print(tap) shows what was found.
-        capture: "output" or "input" of the layers. Of a tuple the first tensor is taken. A module
-            that runs several times in one forward gives its last run. The input of a layer that
-            works in place (ReLU(inplace=True)) is copied.
+        model: any module. Names resolve through wrappers whose only child is `module`
+            (DistributedDataParallel, AveragedModel, DeepSpeed), and through those of torch.compile
+            and FSDP. Call the model or a part of it as a module, model(x), because model.forward(x)
+            runs no hooks.
+        layers: a name as in `model.named_modules()`, a module of the model, or a list of them. The
+            prefixes `module.` and `_orig_mod.` are optional. Default: the input of the classifier,
+            before dropout. The first call of `take` finds it from the operators of its forward
+            pass, which must not be compiled (a tap on a compiled model ensures this): the
+            classifier is the one linear layer (or 1 x 1 convolution) that computes the logits.
+            Features are then in the last dimension. If the result is ambiguous, `take` raises an
+            error. print(tap) shows the tapped layer.
+        capture: "output" or "input" of the layers. From a tuple the first tensor is used. If a
+            module runs several times in one forward pass, the last run counts. The input of a layer
+            that works in place (ReLU(inplace=True)) is copied.
 
-    The model's parameters, buffers and state_dict do not change, and neither copies nor pickles of
-    it have the hooks. These go when the tap is removed, or is dropped. torch.jit.script needs
-    `tap.remove()` first. Code that torch.compile made before the tap was there, for this model or
-    one of its class, does not see it: call torch.compiler.reset() once.
+    The model's parameters, buffers and state_dict do not change, and copies and pickles of it have
+    no hooks. The hooks are removed with `remove()` or with the last reference to the tap. Call
+    `tap.remove()` before torch.jit.script. Code that torch.compile made earlier, for this model or
+    another of its class, does not run the hooks: call torch.compiler.reset() once.
 
     Raises:
-        ValueError, TypeError: no such layer (near matches are listed), a model in DataParallel (use
-            DistributedDataParallel).
+        ValueError, TypeError: no such layer (the message lists near matches), or a model in
+            DataParallel (use DistributedDataParallel).
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class FeatureTap:
         _inputs.one_of("capture", capture, CAPTURES)
         root = unwrap(model)
         self._root = weakref.ref(root)
-        self._removed = ""  # why, once it is
+        self._removed = ""  # the reason, after the removal
         self._handles, self._recorder = Handles(), Handles()
         self._classifier: Classifier | None = None
         if isinstance(layers, (str, nn.Module)):
@@ -77,7 +78,7 @@ class FeatureTap:
             weakref.finalize(self, handles.remove)
         if layers is None:
             recorder = Recorder(self._passes, root)
-            for module in model.modules():  # with the wrappers, which compiled code is in
+            for module in model.modules():  # with the wrappers, which hold compiled code
                 if not isinstance(module, torch.jit.ScriptModule):
                     self._recorder.add(module, "forward_pre_hook", recorder.enter, with_kwargs=True)
                     self._recorder.add(module, "forward_hook", recorder.leave, always_call=True)
@@ -85,15 +86,15 @@ class FeatureTap:
             self._install([layer for _, layer in found], capture)
 
     def take(self, output: Any) -> Tensor | list[Tensor]:
-        """The features of the forward pass that made `output`; a list if `layers` was one.
+        """The features of the forward pass that computed `output`; a list if `layers` was a list.
 
         Args:
-            output: what the model gave out, or what was computed from it with a graph; a tensor, or
-                a tuple or dict of them.
+            output: the output of the model, or a tensor that was computed from it with a graph; a
+                tensor, or a tuple or dict of tensors.
 
         Raises:
-            RuntimeError: there are no such features, with what to do.
-            ValueError: the classifier cannot be told.
+            RuntimeError: there are no such features; the message says what to do.
+            ValueError: the input of the classifier is ambiguous.
         """
         if self._removed:
             raise RuntimeError(f"this FeatureTap {self._removed}: attach a new one to the model")
@@ -101,7 +102,7 @@ class FeatureTap:
         if torch.compiler.is_compiling():
             captured = passes.compiled
             passes.compiled, passes.compiled_output = [None] * passes.size, None
-            if any(tensor is None for tensor in captured):  # by a model that is not compiled
+            if any(tensor is None for tensor in captured):  # the model is not compiled
                 from discfused.tap import uncompiled
 
                 captured = uncompiled.take(self, output)
@@ -116,8 +117,8 @@ class FeatureTap:
         found = self._passes.of(output)
         if len(found) > 1:
             raise RuntimeError(
-                f"these logits were made by {len(found)} forward passes: call the criterion for "
-                "the logits of each, or pass features to it yourself"
+                f"these logits were computed by {len(found)} forward passes: call the criterion "
+                "for the logits of each, or pass features to it yourself"
             )
         captured: list[Tensor] | None = None
         for made_by, logits in found.items():
@@ -136,14 +137,14 @@ class FeatureTap:
         return captured
 
     def _resolve(self, traced: Pass, logits: Any) -> None:
-        """One of the first forward passes: which layer to hook, and what it gave in this one."""
+        """Finds the layer to hook in a recorded forward pass, and its features in this pass."""
         try:
             classifier, features = traced.trace.classifier(logits)
         except Unclear as why:
             raise ValueError(
-                f"layers is None, and what feeds the classifier cannot be told, because {why}: "
-                "name the layer, as in attach(model, layers=...); the last ones that ran are "
-                + traced.trace.candidates()
+                "layers is None, and FeatureTap cannot identify the input of the classifier, "
+                f"because {why}: name the layer, as in attach(model, layers=...); the last layers "
+                "that ran are " + traced.trace.candidates()
             ) from None
         self._passes.resolve(traced, logits, features)
         with self._passes.lock:
@@ -156,13 +157,13 @@ class FeatureTap:
         self._stop_recording()
 
     def _stop_recording(self) -> None:
-        # A pass that is being recorded, in this thread or another, ends by the hooks.
+        # The hooks must stay while a pass is being recorded in any thread.
         if self._passes.known and not self._passes.recordings:
             self._recorder.remove()
 
     def _install(self, layers: list[nn.Module], capture: str) -> None:
         around = []
-        root: Any = self._root()  # alive: it has just run, or is being attached to
+        root: Any = self._root()  # alive: it has just run, or the tap is being created
         for depth, module in enumerate(root.modules()):
             inside = set(module.modules())
             if any(layer in inside for layer in layers):
@@ -181,12 +182,12 @@ class FeatureTap:
     def _missing(self) -> str:
         names = ", ".join(map(repr, self._names)) or "the layers of the model"
         return (
-            f"no features were captured with these logits: pass what the model gave out; see that "
+            "no features were captured with these logits: pass the output of the model; check that "
             f"{names} ran as a module in that forward pass (model(x), not model.forward(x)); or "
             "pass features to the criterion yourself"
             + (
-                ". Code that torch.compile made before the tap was there, for this model or one of "
-                "its class, does not see the tap: call torch.compiler.reset() once"
+                ". Code that torch.compile made before the tap was created, for this model or "
+                "another of its class, does not run the hooks: call torch.compiler.reset() once"
                 if "torch._dynamo" in sys.modules
                 else ""
             )
@@ -194,12 +195,12 @@ class FeatureTap:
 
     @property
     def names(self) -> list[str]:
-        """What is tapped; empty while the classifier is not known."""
+        """The tapped layers; empty until the classifier is found."""
         prefix = "input of " if self._capture == "input" else ""
         return [prefix + name for name in self._names]
 
     def remove(self) -> None:
-        """Takes the hooks off: the model is as it was before."""
+        """Removes the hooks. The model is as before."""
         self._handles.remove()
         self._recorder.remove()
         self._detach("was removed")
@@ -209,7 +210,7 @@ class FeatureTap:
             f"{self._capture} of {name!r}" + (f" {list(shape)}" if shape is not None else "")
             for name, shape in zip(self._names, self._passes.shapes, strict=False)
         ]
-        unknown = "what feeds the classifier, before dropout; no forward pass so far"
+        unknown = "input of the classifier, before dropout; no forward pass so far"
         return f"FeatureTap({self._removed or ', '.join(found) or unknown})"
 
     def _detach(self, why: str) -> None:
@@ -236,7 +237,7 @@ class FeatureTap:
 
 
 class _Around:
-    """Hooks of a module that holds a tapped layer, or is one."""
+    """Hooks of a module that contains a tapped layer or is one."""
 
     def __init__(self, passes: Passes, depth: int):
         self.passes = passes
@@ -251,13 +252,13 @@ class _Around:
     def finish(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_compiling():
             self.passes.finish(self.depth, output)
-        # The outermost module finishes last, and may hold compiled code without being compiled.
+        # The outermost module finishes last. It may contain compiled code without being compiled.
         if torch.compiler.is_dynamo_compiling() or self.passes.compiled_output is not None:
             self.passes.compiled_output = output
 
 
 class _Layer:
-    """Hooks of a tapped layer. Quantization hands them on without kwargs."""
+    """Hooks of a tapped layer. Quantization calls them without kwargs."""
 
     def __init__(self, passes: Passes, index: int):
         self.passes = passes
@@ -270,7 +271,7 @@ class _Layer:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
         value = args[0] if args else next(iter((kwargs or {}).values()), None)
-        self._keep(value, getattr(module, "inplace", False))  # what comes before the layer's work
+        self._keep(value, getattr(module, "inplace", False))  # a copy from before the layer ran
 
     def _keep(self, value: Any, overwritten: bool) -> None:
         if isinstance(value, (tuple, list)) and value:
@@ -278,10 +279,10 @@ class _Layer:
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"a tapped layer gave a {type(value).__name__}, expected a tensor or a tuple that "
-                "begins with one: tap another layer, or pass features to the criterion yourself"
+                "starts with one: tap another layer, or pass features to the criterion yourself"
             )
         if not torch.compiler.is_compiling():
             self.passes.keep(self.index, value.clone() if overwritten else value)
-        elif torch.compiler.is_dynamo_compiling():  # and not torch.export, which puts nothing out
-            # Compiled code does not tell what was written into a tensor later.
+        elif torch.compiler.is_dynamo_compiling():  # not torch.export, which has no side effects
+            # Compiled code does not update the version of a tensor that it overwrites later.
             self.passes.compiled[self.index] = value.clone()

@@ -1,8 +1,8 @@
-"""What was captured in which forward pass, found again by what that pass put out.
+"""Captured features of each forward pass, which are looked up by the output of the pass.
 
-A tensor with a graph leads to the pass through the graph, however it was changed since; the graph
-keeps what was captured. Without a graph, or where the output is what was captured, the outputs of
-the last passes are known by themselves.
+An output with a graph, and any tensor computed from it, leads to its pass through the graph, which
+also keeps the captured features alive. Without a graph, or if the output itself was captured, the
+outputs of the last passes are compared.
 """
 
 import threading
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from discfused.tap.classifier import Trace, same, tensors
 
-_RECENT = 2  # forward passes: the features of a whole evaluation are not kept
+_RECENT = 2  # forward passes, so that an evaluation does not keep all its features
 _TRACED = 8
 _PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm", "Linear", "Convolution")  # nodes of a graph
 
 
 class Pass:
-    """One forward pass: what was captured; or all of it, while the classifier is not known."""
+    """A forward pass: its captured features, or its trace until the classifier is found."""
 
     def __init__(self, size: int, depth: int, trace: Trace | None = None):
         self.captured: list[Any] = [None] * size
@@ -42,25 +42,25 @@ class Pass:
 
 
 class Passes:
-    """The forward passes of a model, shared by the hooks on it."""
+    """The forward passes of a model, shared by its hooks."""
 
     def __init__(self, size: int):
         self.size = size
         self.running = threading.local()
-        self.shapes: list[torch.Size | None] = [None] * size  # of the last captured, to be shown
-        # Compiled code can only write to the same place each time: the last pass.
+        self.shapes: list[torch.Size | None] = [None] * size  # for print(tap)
+        # Compiled code always writes to the same variable, so only the last pass is known.
         self.compiled: list[Any] = [None] * size
-        self.compiled_output: Any = None  # what the model gave out in that pass
+        self.compiled_output: Any = None  # the output of the model in that pass
         self.lock = threading.Lock()
-        self._key = object()  # in the metadata of a graph's nodes
+        self._key = object()  # key in the metadata of graph nodes
         self.recordings = 0  # running, in all threads
-        self.known = False  # the classifier is
+        self.known = False  # whether the classifier is
         self._recent: list[Pass] = []
         self._traced: list[Pass] = []
 
     def start(self, depth: int) -> None:
         self._traced = []
-        # What an interrupted pass has left is of the same depth, or a deeper one.
+        # A pass that an error interrupted has the same depth, or a larger one.
         current = self.current()
         if current is None or depth <= current.depth:
             self.running.current = Pass(self.size, depth)
@@ -78,7 +78,7 @@ class Passes:
         current = self.current()
         if current is None:
             return
-        if output is not None:  # else forward raised an error
+        if output is not None:  # None: forward raised an error
             self._bind(current, output, outermost=depth == current.depth)
         if depth == current.depth:
             self.running.current = None
@@ -87,7 +87,7 @@ class Passes:
         self._traced = [*self._traced[1 - _TRACED :], Pass(self.size, 0, trace)]
 
     def resolve(self, traced: Pass, logits: Tensor, features: Tensor) -> None:
-        """The classifier is known now: a traced pass becomes one like all that follow."""
+        """Turns a traced pass into an ordinary one, after the classifier was found."""
         self._traced = [each for each in self._traced if each is not traced]
         traced.trace = None
         traced.keep(0, features)
@@ -101,14 +101,14 @@ class Passes:
         newest = max((node._sequence_nr() for node in graphs), default=-1)
         known = False
         made = list(tensors(output))
-        # What was captured is alive as long as the pass is kept, so it cannot say how long that is.
+        # The pass keeps captured tensors alive, so they cannot limit its lifetime.
         others = [t for t in made if not any(t is captured for captured in current.captured)]
         for tensor in others or (made if outermost else ()):
             node: Any = tensor.grad_fn
             if node in graphs or (node is None and not graphs):
                 current.outputs.append(weakref.ref(tensor, self._prune))
                 known = True
-            # A node that the features were made by would keep them, and be kept by them, for ever.
+            # A node from which the features were computed would form a reference cycle with them.
             elif node is not None and node._sequence_nr() > newest:
                 node.metadata[self._key] = current
         if known:
@@ -121,7 +121,7 @@ class Passes:
         ]
 
     def of(self, output: Any) -> dict[Pass, Tensor | None]:
-        """The passes that made the tensors in `output`; of a traced one, which tensor it knows."""
+        """The passes that computed the tensors in `output`; of a traced pass, the traced tensor."""
         made = list(tensors(output))
         for each in reversed(self._recent):
             if any(same(ref(), tensor) for ref in each.outputs for tensor in made):
@@ -145,13 +145,13 @@ class Passes:
             made_by, result = traced.get(node, (known, None))
             if made_by is not None:
                 found.setdefault(made_by, result)
-            # What comes before a product was made of features, not of logits.
+            # Tensors before a product were computed from features, not from logits.
             if made_by is not None or (traced and node.name().startswith(_PRODUCTS)):
                 stop()
         return found
 
     def compiled_for(self, output: Any) -> list[Tensor] | None:
-        """What compiled code captured last, if it belongs to the output."""
+        """The last features captured by compiled code, if they belong to the output."""
         captured, self.compiled = self.compiled, [None] * self.size
         given, self.compiled_output = self.compiled_output, None
         if any(tensor is None for tensor in captured):
@@ -169,13 +169,13 @@ class Passes:
 
 
 def _copied(node: Any) -> Any:
-    """The node of what was copied, which a compiler for debugging leaves as a node of its own."""
+    """The node of the copied tensor. Some backends for debugging keep the copy as a node."""
     is_copy = node is not None and node.name() == "CloneBackward0"
     return node.next_functions[0][0] if is_copy else node
 
 
 def _graph(made: list[Tensor]) -> Iterator[tuple[Any, Any]]:
-    """Every node that the tensors were made by, and a function that goes no further from there."""
+    """Every node of the graphs of the tensors, and a function that stops the walk at that node."""
     waiting = [tensor.grad_fn for tensor in made if tensor.grad_fn is not None]
     seen = set()
     while waiting:

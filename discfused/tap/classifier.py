@@ -1,8 +1,9 @@
-"""Finds what feeds a model's classifier, before dropout, in one recorded forward pass.
+"""Finds the input of a model's classifier, before dropout, in one recorded forward pass.
 
-From the logits back over what neither mixes features nor classes, to the one matrix product whose
-output they are; from its input back over dropout; and from there to the layer that takes that
-tensor in or gives it out. What is not of this form is refused: nothing is guessed.
+The search goes from the logits back over operators that mix neither features nor classes, to the
+one matrix product that computed them. From the input of the product it goes back over dropout, and
+then to the layer that has this tensor as input or output. Any other structure is an error: nothing
+is guessed.
 """
 
 import math
@@ -17,13 +18,13 @@ from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _PRODUCTS = {"linear", "matmul", "mm", "__matmul__", *_CONVOLUTIONS}
-# They give the same numbers in another form.
+# They change shape or dtype only.
 _SAME = {
     "flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous", "clone", "to",
     "type", "type_as", "float", "double", "half", "bfloat16", "view_as", "expand_as",
 }  # fmt: skip
 _SELECT = {"__getitem__", "select", "gather", "index_select", "take_along_dim"}
-# Between the product and the logits, also these.
+# Also allowed between the product and the logits.
 _AFTER = _SAME | _SELECT | {
     "narrow", "chunk", "split", "unbind", "expand", "transpose", "permute", "movedim",
     "add", "add_", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "neg", "__neg__",
@@ -31,20 +32,20 @@ _AFTER = _SAME | _SELECT | {
     "mean", "sum", "stack", "relu", "relu_",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool2d",
 }  # fmt: skip
-_KEPT = 64  # of the last results, the tensors themselves: the classifier comes late
+_KEPT = 64  # number of last results kept alive: the classifier comes late
 
 
 class Unclear(ValueError):
-    """The classifier's input cannot be told from this forward pass."""
+    """This forward pass does not determine the input of the classifier."""
 
 
 class Classifier(NamedTuple):
-    """The layer to hook, and how what it gives becomes the classifier's input before dropout."""
+    """The layer to hook, and how to get the classifier's input from the captured tensor."""
 
     name: str
     layer: nn.Module
     capture: str  # "input" or "output"
-    shape: tuple[int, ...] | None  # of a sample, where it differs from the captured one
+    shape: tuple[int, ...] | None  # of a sample, if it differs from the captured shape
     channels_first: bool
 
     def features(self, captured: Tensor) -> Tensor:
@@ -55,15 +56,15 @@ class Classifier(NamedTuple):
 
 
 class _Node:
-    """One value in the forward pass; a tensor that is written in place has several."""
+    """One value in the forward pass. A tensor that is overwritten in place has several values."""
 
     def __init__(self, tensor: Tensor, op: str, inputs: list["_Node"], constant: bool):
         self.tensor = weakref.ref(tensor)
-        self.constant = constant  # made of parameters and buffers alone
+        self.constant = constant  # computed from parameters and buffers only
         self.version = 0 if tensor.is_inference() else tensor._version
         self.shape = tuple(tensor.shape)
         self.op = op
-        # The second input of these is the weight, even where it is no parameter, as with FSDP.
+        # The second input of these is the weight, even if it is not a parameter, as with FSDP.
         weights = inputs[1:] if op in _CONVOLUTIONS | _SELECT | {"linear"} else ()
         self.inputs = [node for node in inputs if not (node.constant or node in weights)]
         self.weights = [node.shape for node in inputs if node.constant or node in weights]
@@ -88,7 +89,7 @@ class Trace(TorchFunctionMode):
         inputs = [self._node(tensor) for tensor in tensors((args, kwargs))]
         if "dropout" in op:
             if not _argument(args, kwargs, 1, "p", 0.5):
-                op = "no dropout"  # of anything
+                op = "no dropout"  # p = 0
             elif _argument(args, kwargs, 3, "inplace", False) or op.endswith("_"):
                 inputs[0] = self._add(args[0].clone(), inputs[0].op, inputs[0].inputs, inputs[0])
         result = func(*args, **kwargs)
@@ -100,14 +101,14 @@ class Trace(TorchFunctionMode):
         return result
 
     def call(self, module: nn.Module, capture: str, value: Any) -> None:
-        """A layer takes in or gives out a value."""
+        """Records the input or output of a layer."""
         with torch._C.DisableTorchFunction():
             tensor = next(tensors(value), None)
             if tensor is not None and module in self._names:
                 self._calls.append((module, capture, self._node(tensor)))
 
     def result(self, tensor: Tensor) -> Tensor | None:
-        """The last result of an operator that is this tensor, or that it is a view of."""
+        """The last operator result that is this tensor, or whose memory this tensor views."""
         if self._known(tensor) is not None:
             return tensor
         return next((kept for kept in reversed(self._kept) if same(kept, tensor)), None)
@@ -120,10 +121,10 @@ class Trace(TorchFunctionMode):
         return {tensor.grad_fn: tensor for tensor in self._kept if tensor.grad_fn is not None}
 
     def classifier(self, logits: Tensor) -> tuple[Classifier, Tensor]:
-        """The layer to hook, and what it would have captured in this pass. Raises Unclear."""
+        """The layer to hook, and the tensor that it would capture in this pass. Raises Unclear."""
         products = self._products(self._node(logits), logits.shape[-1])
         sources = {self._before_dropout(product.inputs[0]): product for product in products}
-        for source in list(sources):  # of LoRA and the like: another product of the same input
+        for source in list(sources):  # LoRA and similar: two products of the same input
             behind = source
             while behind.op in _PRODUCTS and len(behind.inputs) == 1:
                 behind = self._before_dropout(behind.inputs[0])
@@ -147,7 +148,7 @@ class Trace(TorchFunctionMode):
         return self._known(tensor) or self._add(tensor, "")
 
     def _known(self, tensor: Tensor) -> _Node | None:
-        node = self._nodes.get(id(tensor))  # of a tensor that is gone another may have the id
+        node = self._nodes.get(id(tensor))  # a new tensor can have the id of a deleted one
         return node if node is not None and node.tensor() is tensor else None
 
     def _add(
@@ -157,29 +158,30 @@ class Trace(TorchFunctionMode):
             all(node.constant for node in inputs) if inputs else id(tensor) in self._constants
         )
         node = copied or _Node(tensor, op, list(inputs), constant)
-        if copied is not None:  # a copy of what will be overwritten
+        if copied is not None:  # a copy of a tensor that will be overwritten
             node.tensor, node.version = weakref.ref(tensor), tensor._version
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
         return node
 
     def _products(self, logits: _Node, C: int) -> list[_Node]:
-        """The matrix products whose outputs the logits are made of, and nothing else."""
+        """The matrix products that the logits are computed from, if there is nothing else."""
         found, waiting = [], [logits]
         while waiting:
             node = waiting.pop()
             if node.op in _PRODUCTS:
-                rows = node.op == "linear" or node.op in _CONVOLUTIONS  # of the weight are classes
+                # whether the weight has a row for each class, not a column
+                rows = node.op == "linear" or node.op in _CONVOLUTIONS
                 outputs = node.weights[0][0 if rows else -1] if node.weights else 0
                 kernel = node.weights[0][2:] if node.op in _CONVOLUTIONS else ()
                 if len(node.inputs) != 1 or outputs != C or any(size != 1 for size in kernel):
-                    raise Unclear(f"the logits come from a {node.op} that is no linear classifier")
+                    raise Unclear(f"the logits come from a {node.op}, not a linear classifier")
                 if node not in found:
                     found.append(node)
             elif node.op in _AFTER or "dropout" in node.op:
                 waiting += node.inputs
             elif not node.op:
-                raise Unclear("the logits were made outside of the layers of the model")
+                raise Unclear("the logits were computed outside of the layers of the model")
             else:
                 raise Unclear(f"the logits come from {node.op}, not from a linear layer")
         return found
@@ -193,11 +195,11 @@ class Trace(TorchFunctionMode):
             if math.prod(seen.shape) == math.prod(node.shape):
                 before = seen
             elif op != "no dropout":
-                raise Unclear("the classifier takes a part of what was dropped out")
+                raise Unclear("the classifier uses only a part of the output of dropout")
         return before
 
     def _layer(self, source: _Node) -> tuple[nn.Module, str]:
-        """The layer that takes the value in, else that gives it out."""
+        """A layer with the value as input, else a layer with it as output."""
         for capture in ("input", "output"):
             ran = [module for module, end, _ in self._calls if end == capture]
             found = [
@@ -205,26 +207,26 @@ class Trace(TorchFunctionMode):
                 for module, end, node in self._calls
                 if end == capture and node is source and ran.count(module) == 1
             ]
-            # One that will overwrite it has to be asked before; containers come and go.
+            # Prefer layers that do not overwrite the value, and layers to containers.
             found.sort(key=lambda module: not getattr(module, "inplace", False))
             found.sort(key=lambda module: isinstance(module, nn.Sequential))
             if found:
                 return found[0], capture
         raise Unclear(
-            "what feeds the classifier before dropout is neither the input nor the output of a "
+            "the input of the classifier before dropout is neither the input nor the output of a "
             "layer that runs once"
         )
 
 
 def same(output: Tensor | None, tensor: Tensor) -> bool:
-    """Whether one is the other, or without a graph, a view of it."""
+    """Whether both are the same tensor or, without a graph, share memory."""
     if output is None or tensor.grad_fn is not None or output.grad_fn is not None:
         return output is tensor
     return bool(output.untyped_storage()._cdata == tensor.untyped_storage()._cdata)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts (ModelOutput is one)."""
+    """The tensors in nested tuples, lists and dicts (also ModelOutput)."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):

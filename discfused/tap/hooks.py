@@ -1,4 +1,4 @@
-"""Hooks on layers that are in no copy of them: not in a deepcopy, and not in a saved model."""
+"""Hooks on layers. Copies and pickles of a layer do not contain them."""
 
 import functools
 import weakref
@@ -15,7 +15,7 @@ _OF_HOOKS = (
 
 
 class Hook:
-    """Calls a function. Quantization hands hooks on to other layers, and these may be copied."""
+    """Calls a function. Quantization moves hooks to other layers, which may then be copied."""
 
     def __init__(self, function: Callable[..., Any] | None = None):
         self.function = function
@@ -24,12 +24,12 @@ class Hook:
         if self.function is not None:
             self.function(*arguments)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # of pickle and of copy.deepcopy
+    def __reduce__(self) -> tuple[Any, ...]:  # for pickle and copy.deepcopy
         return Hook, ()
 
 
 class Handles:
-    """Of hooks on several layers. It keeps neither the layers nor the functions alive."""
+    """The handles of hooks on several layers. They keep neither layers nor functions alive."""
 
     def __init__(self) -> None:
         self._handles: list[tuple[weakref.ref[nn.Module], Any]] = []
@@ -39,7 +39,7 @@ class Handles:
     ) -> None:
         handle = getattr(module, f"register_{kind}")(Hook(function), **options)
         self._handles.append((weakref.ref(module), handle))
-        # pickle and copy ask an object for its state by this name, and find it here first.
+        # pickle and copy look up this name, first in the instance.
         state = functools.partial(_state_without_hooks, weakref.ref(module))
         module.__dict__["__getstate__"] = state
 
@@ -48,7 +48,7 @@ class Handles:
         for reference, handle in handles:
             hook = (handle.hooks_dict_ref() or {}).get(handle.id)
             if hook is not None:
-                hook.function = None  # compiled code has a guard on it, but none on the hook
+                hook.function = None  # compiled code guards this attribute, but not the hook
             handle.remove()
             module = reference()
             if module is not None and not any(_ours(vars(module)[name]) for name in _OF_HOOKS):
@@ -61,7 +61,7 @@ def _ours(hooks: dict[int, Any]) -> set[int]:
 
 def _state_without_hooks(reference: weakref.ref[nn.Module]) -> Any:
     module = reference()
-    of_class = getattr(type(module), "__getstate__", None)  # before Python 3.11 object has none
+    of_class = getattr(type(module), "__getstate__", None)  # object has none before Python 3.11
     state = vars(module) if of_class is None else of_class(module)
     if not isinstance(state, dict):
         return state

@@ -1,19 +1,19 @@
-"""Layers of a model by their names, through any wrapper of the model or of a part of it."""
+"""Finds layers of a model by name, through wrappers of the model and of its parts."""
 
 import difflib
 from collections.abc import Sequence
 
 from torch import nn
 
-_TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module")  # in the wrappers of torch.compile and FSDP
+_TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module")  # of torch.compile and FSDP
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside all wrappers: those whose only child is the wrapped module."""
+    """The module inside all wrappers. The only child of a wrapper is the wrapped module."""
     while True:
         if isinstance(model, nn.DataParallel):
             raise TypeError(
-                "model is a DataParallel, whose replicas each see a part of the batch: use "
+                "model is a DataParallel, whose replicas each compute a part of the batch: use "
                 "torch.nn.parallel.DistributedDataParallel"
             )
         children = dict(model.named_children())
@@ -36,13 +36,13 @@ def _find(root: nn.Module, layer: object) -> nn.Module:
         layer = unwrap(layer)
         if not any(module is layer for module in root.modules()):
             raise ValueError(
-                f"layers holds a {type(layer).__name__} that is not part of the model: pass one "
+                f"layers contains a {type(layer).__name__} that is not part of the model: pass one "
                 "of model.modules(), or its name"
             )
         return layer
     if not isinstance(layer, str):
         raise TypeError(
-            f"layers holds a {type(layer).__name__}, expected names or modules of the model"
+            f"layers contains a {type(layer).__name__}, expected names or modules of the model"
         )
     modules = {_canonical(name): module for name, module in root.named_modules()}
     name = _canonical(layer)
@@ -51,7 +51,7 @@ def _find(root: nn.Module, layer: object) -> nn.Module:
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or list(modules)[1:6]
         raise ValueError(
-            f"layers names {layer!r}, which the model does not have; near matches: "
+            f"layers contains {layer!r}, which is not in the model; near matches: "
             + ", ".join(map(repr, near))
         )
     return unwrap(modules[name])

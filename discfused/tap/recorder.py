@@ -1,4 +1,4 @@
-"""Hooks that record the first forward passes, to find what feeds the classifier."""
+"""Hooks that record the first forward passes, to find the input of the classifier."""
 
 import contextlib
 import sys
@@ -15,12 +15,12 @@ from discfused.tap.classifier import Trace
 
 class _Recording(NamedTuple):
     trace: Trace
-    outermost: nn.Module  # of those that were called
+    outermost: nn.Module  # the outermost module that was called
     modes: contextlib.ExitStack
 
 
 class Recorder:
-    """Hooks of all modules: they record forward passes as long as the classifier is not known."""
+    """Hooks of all modules. They record forward passes until the classifier is found."""
 
     def __init__(self, passes: Passes, root: nn.Module):
         self.passes = passes
@@ -31,7 +31,7 @@ class Recorder:
     ) -> None:
         if not torch.compiler.is_compiling():
             self._enter(module, args, kwargs)
-        elif torch.compiler.is_dynamo_compiling():  # and not torch.export, which puts nothing out
+        elif torch.compiler.is_dynamo_compiling():  # not torch.export, which has no side effects
             from discfused.tap import uncompiled
 
             uncompiled.refuse()
@@ -45,7 +45,7 @@ class Recorder:
                 return
             modes = contextlib.ExitStack()
             modes.enter_context(_Eager())
-            root: Any = self.root()  # alive: it runs
+            root: Any = self.root()  # alive, because it runs
             trace = modes.enter_context(Trace(root))
             running.recording = _Recording(trace, module, modes)
             with self.passes.lock:
@@ -70,7 +70,7 @@ class Recorder:
 
 
 class _Eager:
-    """Compiled code runs as it was written, in all threads, several of which may be here."""
+    """Makes compiled code run eagerly, in all threads. Several threads may enter."""
 
     lock = threading.Lock()
     inside = 0

@@ -1,4 +1,4 @@
-"""What torch.compile does not look into. Imported only while it compiles: loads torch._dynamo."""
+"""Functions that torch.compile does not trace. The import loads torch._dynamo, so it is lazy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import torch
 
 _WHY = (
-    "the first forward pass with a FeatureTap is looked at to find what feeds the classifier, and "
+    "a FeatureTap records the first forward pass to find the input of the classifier, so this pass "
     "must not be compiled: run it under torch.compiler.set_stance('force_eager'), attach to the "
     "compiled model, or name the layers, attach(model, layers=...)"
 )
 
 
 def _break_graph(function: Callable[..., Any]) -> Any:
-    """With fullgraph=True this is an error; it says why where PyTorch takes a reason."""
+    """With fullgraph=True this is an error. It shows the reason if PyTorch supports it."""
     try:
         return torch.compiler.disable(function, reason=_WHY)
     except TypeError:

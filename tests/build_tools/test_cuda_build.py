@@ -176,7 +176,7 @@ def installed(monkeypatch):
 
 def test_a_gpu_that_was_not_built_for(installed):
     why = _library.cuda_missing()
-    assert "cuda:0 (a GPU) is of architecture 7.5" in why
+    assert "cuda:0 (a GPU) has architecture 7.5" in why
     assert "compiled for 8.0 9.0+PTX: set TORCH_CUDA_ARCH_LIST=7.5 and run `pip install" in why
 
 

@@ -158,7 +158,9 @@ def test_models_without_a_linear_layer():
     with pytest.raises(ValueError, match=r"layers is None, .*attach\(model, layers=...\)"):
         discfused.report(Cosine(), loader())
     assert len(discfused.report(Cosine(), loader(), "conv").runs[0].last.mass) == 6
-    with pytest.raises(ValueError, match="num_classes is None, and the model gives out no logits"):
+    with pytest.raises(
+        ValueError, match="num_classes is None, and the output of the model has no logits"
+    ):
         discfused.report(Backbone(), loader(), "conv")
     report = discfused.report(Backbone(), loader(), "conv", num_classes=C)
     assert report.class_names == ["0", "1", "2", "3"]
@@ -179,7 +181,7 @@ def test_names_of_the_classes():
 @pytest.mark.parametrize(
     ("batches", "error", "sentence"),
     [
-        ([], ValueError, "loader gave no batch, expected at least one"),
+        ([], ValueError, "loader has no batch, expected at least one"),
         ([images()[0]], TypeError, r"a batch of the loader is a Tensor, expected \(inputs, target"),
         ([{"x": images()[0]}], ValueError, "a batch of the loader has 'x', expected 'labels' or"),
         ([(images()[0], images()[1] + C)], IndexError, "target"),
@@ -204,5 +206,5 @@ def test_runs_side_by_side():
     with pytest.raises(ValueError, match="runs is empty, expected at least one"):
         Report([])
     other = discfused.report(Small(), loader(), class_names="abcd")
-    with pytest.raises(ValueError, match="compare holds runs on other classes"):
+    with pytest.raises(ValueError, match="compare has runs on other classes"):
         discfused.report(Small(), loader(), compare=other)

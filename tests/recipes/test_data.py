@@ -157,7 +157,7 @@ def test_missing_files_are_an_error_that_shows_the_layout(small, tmp_path, name)
 
 
 def test_missing_images_are_an_error(small):
-    with pytest.raises(FileNotFoundError, match=r"images of the split are not there, .*/Faces/"):
+    with pytest.raises(FileNotFoundError, match=r"images of the split are missing, .*/Faces/"):
         load(small, "caltech101", **{"data.split": None})
 
 

@@ -128,7 +128,7 @@ def test_a_training_that_diverges_is_reported(tmp_path, capsys):
         (["--gini-weight", "nan"], "gini_weight is nan, expected a finite number >= 0"),
         (["--kl-weight", "-1"], "kl_weight is -1.0, expected a finite number >= 0"),
         (["--backend", "quick"], "backend is 'quick', expected one of 'reference', "),
-        (["--out", "file"], "out is 'file', expected a folder that can be made and written"),
+        (["--out", "file"], "out is 'file', expected a folder that can be created and written"),
         (["--json", "file/runs.json"], "json is 'file', expected a folder"),
         (["--out", "file/below"], "out is 'file/below', expected a folder"),
     ],

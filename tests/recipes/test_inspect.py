@@ -127,7 +127,7 @@ def test_what_it_refuses(runs, tmp_path, capsys):
         (["--checkpoint", runs / "terms", "--data", "digit-pairs"],
          "data is 'digit-pairs' with 100 classes, but the run in "),
         (["--checkpoint", runs / "terms", "--batch-size", "0"], "--batch-size is 0, expected at"),
-        (["--checkpoint", runs / "terms", "--layers", "layer9"], "layers names 'layer9', which"),
+        (["--checkpoint", runs / "terms", "--layers", "layer9"], "layers contains 'layer9', which"),
     ):  # fmt: skip
         assert inspect(*arguments, "--out", tmp_path / "out") == 1
         assert sentence in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_the_papers_table_is_one_recipe():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"train.Lr": 0.1}, ValueError, "train.Lr is no option: did you mean train.lr"),
+        ({"train.Lr": 0.1}, ValueError, "train.Lr is not an option: did you mean train.lr"),
         ({"train.lr": "fast"}, TypeError, "train.lr is 'fast', expected float"),
         ({"train.epochs": 1.5}, TypeError, "train.epochs is 1.5, expected int"),
         ({"train.epochs": True}, TypeError, "train.epochs is True, expected int"),
@@ -50,9 +50,9 @@ def test_the_papers_table_is_one_recipe():
         ({"loss.name": "gini"}, ValueError, "loss.name is 'gini', expected one of ce, ce.gini"),
         ({"train.batch_size": 1}, ValueError, "train.batch_size is 1, expected at least 2"),
         ({"train.ema": 1.5}, ValueError, "train.ema is 1.5, expected at most 1"),
-        ({"model.width": 0}, ValueError, "model.width is 0.0, expected a number above 0"),
+        ({"model.width": 0}, ValueError, "model.width is 0.0, expected a number > 0"),
         ({"loss.activation": "square"}, ValueError, "'square', expected one of abs, relu"),
-        ({"loss.start": 1.5}, ValueError, "loss.start is 1.5, expected a share of the training"),
+        ({"loss.start": 1.5}, ValueError, "loss.start is 1.5, expected a fraction of the training"),
         ({"train.lr_schedule": "step"}, ValueError, "train.lr_steps is null, expected a list"),
         ({"train.lr_steps": [60.5]}, TypeError, "train.lr_steps is .60.5., expected"),
         ({"train.select": "best"}, ValueError, "is best, expected data.validation images"),
@@ -67,7 +67,7 @@ def test_a_wrong_option_is_an_error_that_names_it(changes, error, message):
 def test_an_option_left_out_is_an_error():
     recipe = read(Path("digits"))
     del recipe["train"]["clip"]
-    with pytest.raises(ValueError, match=r"says nothing about train\.clip"):
+    with pytest.raises(ValueError, match=r"has no value for train\.clip"):
         parse(recipe)
 
 

@@ -67,7 +67,7 @@ def test_any_step_can_be_the_first(samples_per_class):
     [
         ((50,), "batch_size is 50 in each of 1 processes, expected at most the 45"),
         ((6, 4), "samples_per_class is 4, expected a divisor of batch_size, which is 6"),
-        ((10, 2), "hold 5 classes, but there are 4"),
+        ((10, 2), "have 5 classes, but there are 4"),
     ],
 )
 def test_impossible_batches_are_an_error(arguments, message):

@@ -163,15 +163,15 @@ def test_a_grid_in_place_of_the_recipes(tmp_path):
         (["train"], "neither --data nor --recipe is given"),
         (["train", "--data", "caltech101"], "--data-root DIR with DIR/caltech101/101_Object"),
         (["train", "--data", "digits", "--set", "train.lr"], "expected OPTION=VALUE"),
-        (["train", "--data", "digits", "--set", "lr=1"], "lr is no option"),
+        (["train", "--data", "digits", "--set", "lr=1"], "lr is not an option"),
         (["train", "--data", "digits", "--batch-size", "999"], "expected at most the 60"),
-        (["train", "--data", "digits", "--set", "loss.layers=[nowhere]"], "does not have; near"),
+        (["train", "--data", "digits", "--set", "loss.layers=[nowhere]"], "not in the model; near"),
         (["sweep", "digits", "--seeds", "0"], "--seeds is 0, expected at least 1"),
         (["sweep", "digits", "--first-seed", "-1"], "--first-seed is -1, expected at least 0"),
         (["sweep", "digits", "--grid", "seed"], "--grid is 'seed', expected OPTION=VALUE"),
         (["sweep", "digits", "--grid", "train.lr=0.1"], "sweep.train.lr is 0.1, expected a list"),
         (["sweep", "nowhere.yaml"], "expected a YAML file, or one of caltech101"),
-        (["table", "."], "holds no results"),
+        (["table", "."], "has no results"),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, message):
@@ -206,7 +206,7 @@ def test_ctrl_c_ends_with_how_to_go_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train.Training, "train_step", interrupted_step)
     assert cli.main(["train", "--data", "digits", *TINY, "--out", str(tmp_path)]) == 130
-    assert "after step 1 of 4; the same command goes on" in capsys.readouterr().err
+    assert "after step 1 of 4; the same command continues" in capsys.readouterr().err
     monkeypatch.undo()
     row = train.run(run_options(changes=CHANGES), tmp_path, resume=True)
     assert row["steps"] == 4

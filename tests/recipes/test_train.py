@@ -132,7 +132,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
 def test_a_folder_holds_one_run(tmp_path):
     options = run_options()
     row = train.run(options, tmp_path)
-    with pytest.raises(records.OtherRun, match="holds a run already: pass --resume"):
+    with pytest.raises(records.OtherRun, match="already contains a run: pass --resume"):
         train.run(options, tmp_path)
     assert train.run(options, tmp_path, resume=True) == row
     with pytest.raises(records.OtherRun, match=r"other options \(train.epochs 1 -> 2\)"):
@@ -242,7 +242,7 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
     out, errors = process.communicate()
     assert process.returncode == 130, out + errors
-    assert "the same command goes on from there (train: with --resume)" in errors
+    assert "the same command continues from there (train: with --resume)" in errors
     state = torch.load(tmp_path / "run" / records.CHECKPOINT, weights_only=True)
     assert 1 <= state["step"] < 2000
 
