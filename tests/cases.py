@@ -1,4 +1,4 @@
-"""The one table of shapes, layouts, dtypes, labels and tolerances that the tests draw from."""
+"""Shapes, layouts, dtypes, labels and tolerances for the tests of all backends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
-# N, D, C: ones; odd sizes; more classes than samples; wider than a block of columns; many rows, and
-# more of a class than are added up in one piece
+# N, D, C: ones; odd sizes; more classes than samples; wider than a block of columns; many rows; a
+# class with more rows than one partial sum
 SHAPES = [
     (1, 1, 1),
     (2, 1, 2),
@@ -23,7 +23,7 @@ SHAPES = [
     (1100, 18, 2),
 ]
 
-# How the same numbers may lie in memory.
+# Memory layouts of the same numbers.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "transposed": lambda x: x.t().contiguous().t(),
@@ -39,15 +39,15 @@ RELEASE = tuple(map(int, torch.__version__.split(".")[:2]))  # of PyTorch
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
-# How far from the oracle, which has the same rounded input in float64, a backend may be: the error
-# of plain PyTorch in the same dtype, and this margin because the sums run in another order, in
-# roundings of the accumulation dtype (8 were seen); gradients are rounded to their dtype, too.
+# The allowed error against the oracle, which has the same rounded input in float64: the error of
+# plain PyTorch in the same dtype, plus a margin for another order of sums, in roundings of the
+# accumulation dtype (we saw 8), plus the rounding of gradients to their dtype.
 MARGIN = 32
 
 
 def allowed(oracle: Tensor, plain: Tensor, dtype: torch.dtype, rounding: float) -> Tensor:
-    """The largest |result - oracle| that passes, for each element; `rounding` to the dtype is in
-    units in the last place."""
+    """The largest allowed |result - oracle| of each element. `rounding`: to the dtype, in units in
+    the last place."""
     if not oracle.numel():
         return torch.zeros_like(oracle)
     unit = torch.finfo(accumulation_dtype(dtype)).eps * oracle.abs().max().clamp(min=1)
@@ -108,7 +108,7 @@ OPTIONS = [
 
 
 def features(N: int, D: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Of any sign, with a dead column if there are several."""
+    """Positive and negative features, with a dead column if there are several columns."""
     x = torch.randn(N, D, dtype=torch.float64) + 0.5 * torch.rand(D, dtype=torch.float64)
     if D > 2:
         x[:, 1] = 0

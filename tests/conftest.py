@@ -11,7 +11,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def unresolved():
-    """What a process finds out once about its backends, and tests change, is found out anew."""
+    """Clears the cached choice of a backend, which tests change."""
     backends._resolved.cache_clear()
     yield
     backends._resolved.cache_clear()
@@ -27,19 +27,19 @@ def _skip_if_unavailable(name: str) -> str:
 
 @pytest.fixture(params=["reference", "cpu"])
 def backend(request) -> str:
-    """Every backend that takes CPU tensors, the oracle included."""
+    """Every backend for CPU tensors, with the reference."""
     return _skip_if_unavailable(request.param)
 
 
 @pytest.fixture(params=["cpu"])
 def fused_backend(request) -> str:
-    """Every backend that takes CPU tensors and is judged by the oracle."""
+    """Every backend for CPU tensors except the reference."""
     return _skip_if_unavailable(request.param)
 
 
 @pytest.fixture
 def process_group(tmp_path):
-    """Of this process alone."""
+    """A process group with one process."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
@@ -48,7 +48,7 @@ def process_group(tmp_path):
 
 @pytest.fixture
 def no_variables(monkeypatch):
-    """None of the variables that a build looks at."""
+    """Unsets the environment variables that a build reads."""
     for name in ("DISCFUSED_BUILD", "CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "UV"):
         monkeypatch.delenv(name, raising=False)
 

@@ -1,4 +1,4 @@
-"""The specification's formulas, gradients included, written down once more without autograd."""
+"""The formulas of the terms and their gradients, without autograd."""
 
 import math
 from typing import NamedTuple

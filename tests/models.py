@@ -1,4 +1,4 @@
-"""Small models that the tests tap."""
+"""Small models for the tests of taps."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
         self.blocks = nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(inplace=False))
-        self.module = nn.Dropout(0.0)  # a layer whose name is DDP's prefix
+        self.module = nn.Dropout(0.0)  # its name is the prefix of DistributedDataParallel
         self.fc = nn.Linear(12, CLASSES)
         self.use_reentrant = checkpointing
 
@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """One layer that runs three times in a forward."""
+    """A model with a layer that runs three times per forward pass."""
 
     def __init__(self):
         super().__init__()

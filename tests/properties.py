@@ -1,4 +1,4 @@
-"""Batches that Hypothesis draws, for what must be true of every batch (test_facts.py)."""
+"""Random batches from Hypothesis, for the properties in test_facts.py."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from discfused import disc_terms
 from discfused._definitions import ACTIVATIONS, IMPURITIES
 from formulas import Answer, answer
 
-# The same examples on every machine and in every run: a failure is of the code, not of the day.
+# The same examples on every machine and in every run.
 # Triton's interpreter is a hundred times slower than the others.
 fact = settings(
     max_examples=8 if os.environ.get("TRITON_INTERPRET") == "1" else 40,
@@ -36,7 +36,7 @@ class Batch:
     options: dict[str, Any] = field(default_factory=dict)  # of disc_terms
 
     def having(self, **changes: Any) -> "Batch":
-        """The same batch but for some fields; what is no field is an option."""
+        """The same batch with some fields replaced. Other names are options."""
         fields = {name: changes.pop(name) for name in list(changes) if name in FIELDS}
         return replace(self, **fields, options={**self.options, **changes})
 
@@ -46,10 +46,10 @@ FIELDS = tuple(Batch.__dataclass_fields__)
 
 @st.composite
 def batches(draw, soft=None, activations=ACTIVATIONS, rows=(1, 12), dead=True) -> Batch:
-    """Sizes, labels and options of every kind; soft=None: either; dead: maybe one feature is.
+    """Batches of all sizes, labels and options. soft=None: hard or soft; dead: one may be dead.
 
-    The numbers themselves come from a seed: ties would put a row on the kink of an activation,
-    where a gradient may be either of two.
+    The features come from a seed, because ties would hit the kink of an activation, where the
+    gradient is not unique.
     """
     N = draw(st.integers(*rows), label="N")
     D = draw(st.integers(1, 5), label="D")
@@ -105,6 +105,6 @@ def formulas(batch: Batch) -> Answer:
 
 
 def close(got: Tensor, expected: Tensor, scale: Tensor | float = 1.0, tolerance=1e-9) -> None:
-    """Up to the rounding of float64, relative to the largest number that took part."""
+    """Equal up to float64 rounding, relative to the largest number."""
     largest = max([1.0, *torch.as_tensor(scale).flatten().tolist()])
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * largest)

@@ -1,4 +1,4 @@
-"""What the tests of several processes run in each of them: gloo, on the CPU."""
+"""The functions that tests with several processes run in each of them (gloo, CPU)."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ CLOSE = {"rtol": 0, "atol": 1e-12}
 
 
 def run(function: Callable[[int], None], processes: int, folder: Path) -> None:
-    """function(rank) in so many processes of one group; fails if one does, or if they hang."""
+    """Runs function(rank) in several processes of one group. Fails if one fails or hangs."""
     arguments = function, processes, str(folder / "store")
     context = mp.spawn(_process, arguments, processes, join=False)
     end = time.monotonic() + LIMIT
@@ -43,7 +43,7 @@ def _process(rank: int, function: Callable[[int], None], processes: int, store: 
 
 
 def own(rank: int) -> slice:
-    """The rows of a process."""
+    """The rows of one process."""
     return slice(sum(BATCHES[:rank]), sum(BATCHES[: rank + 1]))
 
 
@@ -54,7 +54,7 @@ def mean(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def losses(backend: str, C: int) -> Iterator[Callable[..., Tensor]]:
-    """Of logits, features, target, sample weights and keywords: each term, and the whole loss."""
+    """Each term and the whole loss, of logits, features, target, sample weights and keywords."""
     for options in (
         {},
         {"impurity": "collision", "prior": "uniform"},
@@ -72,8 +72,8 @@ def losses(backend: str, C: int) -> Iterator[Callable[..., Tensor]]:
 
 
 def one_batch(rank: int) -> None:
-    """Value and gradient of every loss, averaged over 1 to 4 processes, are those of one process
-    with all rows; a batch is empty, and with C = 40 most classes are absent."""
+    """The mean over 1 to 4 processes of value and gradient of every loss equals that of one process
+    with all rows. One batch is empty, and with C = 40 most classes are absent."""
     for W in range(1, len(BATCHES) + 1):
         group = dist.new_group(range(W))
         if rank >= W:
@@ -106,7 +106,7 @@ def one_batch(rank: int) -> None:
 def on_gpus(
     rank: int, device: str = "cuda", backends: tuple[str, ...] = ("triton", "cuda")
 ) -> None:
-    """As one_batch, with a GPU for each process."""
+    """As one_batch, with one GPU per process."""
     if device == "cuda":
         torch.cuda.set_device(rank)
     N, rows = sum(BATCHES[: dist.get_world_size()]), own(rank)
@@ -121,7 +121,7 @@ def on_gpus(
 
 
 def trained(criterion: FusedDiscLoss, model: nn.Module, rows: slice) -> list[Tensor]:
-    """The gradients of a step of a model that may be wrapped."""
+    """The gradients of one step of a model, wrapped or not."""
     x, y = images()
     model.zero_grad()
     criterion(model(x[rows]), y[rows]).backward()
@@ -136,7 +136,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 def compiled_group(rank: int) -> None:
-    """One graph, for batches of any size, of a loss over a group given as such."""
+    """torch.compile makes one graph for all batch sizes of a loss with a ProcessGroup."""
     group = dist.new_group(range(dist.get_world_size()))
 
     @torch.compile(backend="aot_eager", fullgraph=True)
@@ -161,7 +161,7 @@ def same(got: list[Tensor], wanted: list[Tensor]) -> None:
 
 
 def wrapped(rank: int) -> None:
-    """DistributedDataParallel, also compiled, and FSDP2 around an attached model."""
+    """An attached model in DistributedDataParallel, also compiled, and in FSDP2."""
     model = Net().double()
     criterion = FusedDiscLoss.attach(model)
     wanted = [g.clone() for g in trained(criterion, model, slice(None))]
@@ -184,7 +184,7 @@ def wrapped(rank: int) -> None:
 
 
 class Collectives(TorchDispatchMode):
-    """How many there are."""
+    """Counts collectives."""
 
     count = 0
 
@@ -194,8 +194,8 @@ class Collectives(TorchDispatchMode):
 
 
 def collectives(rank: int) -> None:
-    """One for each forward pass, none for backward, evaluation or what is recorded nowhere; then
-    the first process may go on alone."""
+    """One collective per forward pass; none in backward, in evaluation and without gradients, so
+    one process can then continue alone."""
     x, y = images()
     features = x.flatten(1)[:, :5].requires_grad_()
     logits = x.flatten(1)[:, 5:9].requires_grad_()
@@ -225,7 +225,7 @@ def collectives(rank: int) -> None:
 
 
 class Step(nn.Module):
-    """As a LightningModule: it holds its criterion."""
+    """A module that contains its criterion, as a LightningModule does."""
 
     def __init__(self):
         super().__init__()
@@ -239,8 +239,8 @@ class Step(nn.Module):
 
 
 def running(rank: int) -> None:
-    """Each process keeps its own sums, which the broadcast of buffers leaves alone; two forward
-    passes and one backward work; a new start goes on where the old one stopped."""
+    """Each process keeps its own sums, because buffers are broadcast and the sums are not. Two
+    forward passes and one backward work. A restart continues with the saved sums."""
     x, y = torch.randn(2, 12, 5), torch.randint(0, 4, (2, 12))
     x, y = x + rank, (y + rank) % 4
     step = Step()
@@ -266,8 +266,8 @@ def collectives_and_running_sums(rank: int) -> None:
 
 
 def metric(rank: int) -> None:
-    """The numbers of batches in several processes, one of them without any, are those of all rows
-    in one; also after one batch more."""
+    """The metric of batches in several processes, one without a batch, equals that of all rows in
+    one process, also after a further batch."""
     from discfused.metrics import FeatureDiscriminability, feature_discriminability
 
     x, y = torch.randn(16, 6).relu(), torch.randint(0, 4, (16,))
@@ -283,7 +283,7 @@ def metric(rank: int) -> None:
         )
         for name, value in expected._asdict().items():
             torch.testing.assert_close(getattr(got, name), value, rtol=1e-5, atol=1e-6)
-    if rank == 0:  # a report is of the process that asks for it, and waits for none
+    if rank == 0:  # a report covers only its own process, without a collective
         from discfused import report
 
         x, y = images()

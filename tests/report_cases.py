@@ -1,6 +1,6 @@
-"""Small models, data and runs that the tests of the report look at.
+"""Small models, data and runs for the tests of the report.
 
-Imported before anything that the report needs: it skips the tests where that is missing.
+Import it before the packages that the report needs: it skips the tests if they are missing.
 """
 
 import pytest
@@ -19,7 +19,7 @@ C, D, N, BATCH = 4, 20, 50, 16
 
 
 class Small(nn.Module):
-    """Two hidden layers over images of 5 x 6 pixels; what feeds the classifier is `features`."""
+    """Two hidden layers for images of 5 x 6 pixels. `features` computes the classifier's input."""
 
     def __init__(self):
         super().__init__()
@@ -44,12 +44,12 @@ def loader() -> list[tuple[Tensor, Tensor]]:
 
 
 def run_of(num_classes: int, num_features: int, name: str = "run") -> Run:
-    """As of a model whose features each speak for one class, more or less; class 0 for none."""
+    """A run whose features each fire mostly for one class, and none for class 0."""
     generator = torch.Generator().manual_seed(len(name))
     y = torch.arange(3 * num_classes) % num_classes
-    speaks = 1 + torch.arange(num_features) % (num_classes - 1)
+    fires_for = 1 + torch.arange(num_features) % (num_classes - 1)
     strength = 1 + 5 * torch.rand(num_features, generator=generator)
-    x = torch.rand(len(y), num_features, generator=generator) + strength * (y[:, None] == speaks)
+    x = torch.rand(len(y), num_features, generator=generator) + strength * (y[:, None] == fires_for)
     exciting = MostExciting(num_features)
     exciting.update(x, y, torch.rand(len(y), 3, 4, 4, generator=generator), 0)
     values = feature_discriminability(x, y, num_classes)

@@ -1,5 +1,5 @@
-"""Mixed precision: autocast, float16 and the loss scale. For a GPU see
-backends/test_gpu_training.py."""
+"""Mixed precision on the CPU: autocast, float16 and the loss scale. backends/test_gpu_training.py
+tests GPUs."""
 
 import copy
 
@@ -18,8 +18,8 @@ SCALE = 65536.0
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradients_below_float16_survive_the_scale(backend, reduction, soft):
-    """Whatever is multiplied by the scale is rounded to float16 only then (PyTorch's GradScaler
-    begins with 65536)."""
+    """Gradients are multiplied by the loss scale before they are rounded to float16 (PyTorch's
+    GradScaler starts with 65536)."""
     y = soft_labels(N, C) if soft else labels(N, C)
     x, logits = features(N, D, torch.float16).abs().requires_grad_(), torch.randn(N, C)
     oracle = x.detach().double().requires_grad_()
@@ -39,7 +39,7 @@ def test_gradients_below_float16_survive_the_scale(backend, reduction, soft):
 @HALF
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_autocast_changes_no_bit(backend, soft, dtype):
-    """Whatever the loss is given, in float32 say, is not rounded to half precision inside."""
+    """The loss does not round its input to half precision."""
     y = soft_labels(N, C).float() if soft else labels(N, C)
     x, logits = features(N, D, torch.float32).requires_grad_(), torch.randn(N, C).requires_grad_()
 
@@ -64,7 +64,7 @@ def gradients(model):
 
 @HALF
 def test_gradients_of_a_model_under_autocast(backend, dtype):
-    """As those in float32, as far as the dtype's rounding allows."""
+    """They equal those in float32 up to the rounding of the dtype."""
     model, x, y = net(), torch.randn(N, 20), labels(N, C)
     criterion = FusedDiscLoss.attach(model, backend=backend)
     criterion(model(x), y).backward()
@@ -85,7 +85,7 @@ def test_gradients_of_a_model_under_autocast(backend, dtype):
 
 @HALF
 def test_training_with_a_scaler_follows_float32(backend, dtype):
-    """Also over a batch that is not finite: its step is left out, and nothing of it stays."""
+    """Also with a batch that is not finite, whose step GradScaler skips."""
     plain, half = net(), net()
     x, y = torch.randn(N, 20), labels(N, C)
     losses = []

@@ -1,4 +1,4 @@
-"""Batches cut into micro-batches: the gradient is that of the whole; running sums."""
+"""Class sums: micro-batches have the gradient of the whole batch; running sums."""
 
 import copy
 import pickle
@@ -34,7 +34,7 @@ def batch(soft: bool):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_sums_and_sizes(backend, soft):
-    """They are the numerator and the denominator of the histogram, and add up."""
+    """They are numerator and denominator of the histogram, and add up over parts."""
     x, _, y, s = batch(soft)
     options = {"sample_weight": s, "backend": backend}
     whole = class_sums([x, x.float()], y, C, **options)
@@ -95,7 +95,7 @@ def test_terms_alone(backend):
 
 
 def test_an_attached_model_with_dropout():
-    """The two passes drop the same under fork_rng; the loop is the one of the docstring."""
+    """With fork_rng both passes have the same dropout. The loop is that of the docstring."""
     model = Net().double()
     model.module.p = 0.5
     criterion = FusedDiscLoss.attach(model)

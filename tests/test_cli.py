@@ -1,4 +1,4 @@
-"""`discfused doctor` as a person would run it, and what a bad command gets."""
+"""`discfused doctor`, closed outputs, and wrong commands."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_doctor_tells_what_was_left_out_and_why(monkeypatch, capsys):
 
 
 def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
-    for name in ("demo", "demo_data"):  # as if no test had imported them
+    for name in ("demo", "demo_data"):  # as without imports of other tests
         monkeypatch.delitem(sys.modules, f"discfused.recipes.{name}", raising=False)
         monkeypatch.delattr(recipes, name, raising=False)
     monkeypatch.setitem(sys.modules, "sklearn", None)

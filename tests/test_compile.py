@@ -93,7 +93,7 @@ def test_at_most_two_graphs_over_any_sequence_of_batch_sizes(backend, sizes, num
 
 
 def test_no_more_graphs_than_cross_entropy_for_batches_of_one_row_and_of_none(backend):
-    """PyTorch takes the sizes 0 and 1 for constants, whatever it compiles."""
+    """PyTorch compiles the sizes 0 and 1 as constants."""
 
     def cross_entropy(logits, target, features):
         return F.cross_entropy(logits, target)
@@ -240,8 +240,8 @@ def test_a_compiled_training_step(backend):
 
 
 def test_inductor(backend, monkeypatch, tmp_path):
-    """The default compiler, once: forward and backward through generated code. With a cache of its
-    own, which knows an op by its name: another version of this library may have left others."""
+    """Forward and backward with the default compiler. Its cache is new, because cache entries of
+    another version of this library have the same operator names."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, CLASSES))
     criterion = FusedDiscLoss.attach(model, backend=backend)

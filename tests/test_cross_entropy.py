@@ -1,4 +1,4 @@
-"""The cross-entropy in fused_disc_loss is F.cross_entropy, for every option that it has."""
+"""The cross-entropy in fused_disc_loss equals F.cross_entropy for all its options."""
 
 import math
 

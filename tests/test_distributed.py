@@ -1,4 +1,4 @@
-"""The loss over several processes: exact, with one collective, and none where one could hang."""
+"""The loss over several processes: exact results, and the number of collectives."""
 
 import os
 import socket
@@ -66,7 +66,7 @@ def printed(process: subprocess.Popen) -> str:
 
 @pytest.mark.slow
 def test_the_example_prints_the_same_losses_for_any_number_of_processes(tmp_path):
-    """One process; two of torchrun; and two hosts, which here are two agents on this one."""
+    """One process, two processes of torchrun, and two torchrun agents in place of two hosts."""
     alone = printed(start([sys.executable], tmp_path))
     assert alone.count("loss") == 5
     assert printed(start([*TORCHRUN, "--nproc-per-node", "2"], tmp_path)) == alone

@@ -1,6 +1,6 @@
-"""Where logarithms of 0, empty sets and the ends of a number format lie in wait.
+"""Edge cases: logarithms of 0, empty sets, overflow and underflow.
 
-The tables; over random batches test_facts.py says the same.
+These are tables of cases. test_facts.py has random batches.
 """
 
 import math
@@ -60,10 +60,10 @@ def test_logits_at_the_ends_do_what_cross_entropy_does(backend, case, reduction)
     gradient, feature_gradient = torch.autograd.grad(loss.sum(), (logits, x))
     assert torch.equal(gradient, expected_gradient)
     assert feature_gradient.isfinite().all()
-    assert ("label" in case) == (not expected.isfinite().all())  # the table is what it says
+    assert ("label" in case) == (not expected.isfinite().all())  # the table has the stated cases
 
 
-# Three classes, features that speak for one class each: how many of the 4 for each class, and pi.
+# Three classes; each of the 4 features fires for one class: number of features per class, and pi.
 DIVERGENCES = {
     "p = 0": ([1, 1, 2], [0.5, 0.5, 0.0]),
     "q = 0": ([2, 2, 0], [0.25, 0.25, 0.5]),
@@ -190,7 +190,7 @@ def test_classes_that_are_absent_or_alone(backend, case, num_classes, prior, imp
 @pytest.mark.parametrize("activation", ["relu", "abs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bounds(backend, kind, activation, dtype):
-    """With more samples and classes than the batches of test_facts.py have."""
+    """For more samples and classes than in test_facts.py."""
     x, y = features(N, D, dtype), labels(N, C, kind)
     gini, kl = disc_terms(x, y, C, activation=activation, backend=backend)
     assert 0 <= gini <= 1
@@ -208,7 +208,7 @@ def test_cross_entropy_alone_sends_a_gradient_to_soft_labels(backend):
 @pytest.mark.parametrize("unit", [1e6, 1e-6])
 @pytest.mark.parametrize("activation", ["relu", "abs"])
 def test_units_of_features_and_weights_change_nothing(backend, activation, unit):
-    """float32 has room for each mean, but not for every product of two of them."""
+    """float32 can hold each mean, but not every product of two means."""
     x, y, n = features(40, 6, torch.float32), labels(40, C), torch.rand(40) + 0.5
     scale = 1e28 if unit > 1 else 1e-28
     found = []

@@ -1,4 +1,4 @@
-"""Every example runs as it stands; its loss falls, and the terms are what makes the difference."""
+"""Every example runs unchanged, its loss decreases, and the terms change the result."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ NEEDS = {
 
 
 def run(name, monkeypatch, **options):
-    """What it printed as its losses, and the last terms of its criteria."""
+    """Runs an example. Returns the printed losses and the last terms of its criteria."""
     criteria, attach = [], FusedDiscLoss.attach
 
     def recorded(*args, **kwargs):

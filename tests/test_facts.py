@@ -1,7 +1,6 @@
-"""What must be true of the terms whatever computes them: each can be broken silently.
+"""Properties of the terms and their gradients for every backend, over random batches of Hypothesis.
 
-Properties, over batches that Hypothesis draws; values and gradients. Empty batches and bad numbers
-are in test_edges.py.
+test_edges.py tests empty batches and numbers that are not finite.
 """
 
 import math
@@ -30,7 +29,7 @@ def test_values_and_gradients_are_those_of_the_formulas(backend, batch):
 
 
 def authors(x: Tensor, y: Tensor, C: int) -> Tensor:
-    """The procedure of the paper's authors, in our words: for hard labels, no feature dead."""
+    """The procedure of the paper's authors, for hard labels and without dead features."""
     one_hot = F.one_hot(y, C).to(x)
     counts = one_hot.sum(0)
     P = F.normalize(one_hot.T @ x.abs() / counts.clamp(min=1)[:, None], p=1, dim=0)
@@ -87,7 +86,7 @@ def test_impurity_is_zero_iff_every_feature_fires_for_one_class_only(backend, ba
 @fact
 @given(batch=batches(soft=False))
 def test_impurity_is_zero_with_zero_gradient_where_features_are_pure(backend, batch):
-    """Every feature fires for one class, which is there, and not for any other."""
+    """Every feature fires for one present class only."""
     target = batch.target.clamp(min=0)
     own = target[torch.arange(batch.x.shape[1]) % len(target)]
     pure = torch.where(target[:, None] == own, batch.x.abs() + 0.1, 0)
@@ -100,7 +99,7 @@ def test_impurity_is_zero_with_zero_gradient_where_features_are_pure(backend, ba
 @fact
 @given(batch=batches())
 def test_kl_is_zero_iff_features_match_the_prior(backend, batch):
-    """Pinsker: KL is at least half the squared distance, so it is 0 for nothing but the match."""
+    """Pinsker's inequality: KL is at least half the squared distance, so it is 0 only if q = pi."""
     P, q, pi, *_ = formulas(batch)
     _, kl = terms(batch, backend)
     if P.shape[1] == 0 or not P.any():
@@ -226,7 +225,7 @@ def test_repeating_a_class_moves_kl_through_the_prior_alone(backend, batch, data
 @fact
 @given(batch=batches(), data=st.data())
 def test_sums_and_sizes_of_a_batch_are_those_of_its_parts(backend, batch, data):
-    """n_c H_cj and n_c: what makes sums over several processes exact."""
+    """n_c H_cj and n_c add up, so sums over several processes are exact."""
     N = len(batch.x)
     cuts = data.draw(st.lists(st.integers(0, N), max_size=3).map(sorted), label="cuts")
     weight = batch.options.get("sample_weight", torch.ones(N, dtype=torch.float64))
@@ -252,7 +251,7 @@ def test_sums_and_sizes_of_a_batch_are_those_of_its_parts(backend, batch, data):
     value=st.sampled_from([math.nan, math.inf, -math.inf]),
 )
 def test_a_bad_number_is_never_a_plausible_result(backend, batch, value):
-    """In the row 1, which counts; and in the row 0, which does not."""
+    """NaN or infinity in row 1, which counts, and in row 0, which does not."""
     target = batch.target.clone()
     if not target.is_floating_point():
         target[1] = 0
@@ -291,7 +290,7 @@ def test_a_dead_feature_counts_as_one_and_gets_no_gradient(backend, batch):
 @fact
 @given(batch=batches(soft=True))
 def test_labels_weights_and_prior_are_constants(backend, batch):
-    """No gradient flows to y, t, s, pi: those that may require one get none."""
+    """y, t, s and pi get no gradient, even if they require one."""
     soft, x = batch.target.clone().requires_grad_(), batch.x.clone().requires_grad_()
     term, kl = terms(batch.having(x=x, target=soft), backend)
     assert torch.autograd.grad(term + kl, soft, allow_unused=True) == (None,)

@@ -1,4 +1,4 @@
-"""docs/gpu-model.md says what the kernels of today are computed to cost."""
+"""docs/gpu-model.md shows the computed cost of the current kernels."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Bad arguments: an error that names the argument, the value and what was expected."""
+"""Bad arguments: the error names the argument, its value and the expected value."""
 
 import math
 import subprocess
@@ -14,7 +14,7 @@ GOOD = {"logits": torch.randn(N, C), "target": torch.arange(N) % C, "features": 
 SOFT = torch.full((N, C), 0.25)
 
 BAD = [
-    # argument, value, error, what the message must hold
+    # argument, value, error, part of the message
     ("features", None, ValueError, "attach"),
     ("features", [], ValueError, "empty list"),
     ("features", "layer4", TypeError, "str"),
@@ -179,7 +179,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_absent_classes_cost_no_memory(fused_backend, tmp_path):
-    """50 million classes, of which 4 are there: an array of them would be 400 MB."""
+    """50 million classes, of which 4 are present. An array over all would need 400 MB."""
     command = [sys.executable, "-c", ABSENT, fused_backend]
     kilobytes = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
     assert int(kilobytes) < 40_000

@@ -1,4 +1,4 @@
-"""The structure of the package: imports point downwards, the core needs torch alone."""
+"""The structure of the package: imports point downwards, and the core needs only torch."""
 
 import ast
 import sys
@@ -39,7 +39,7 @@ ROWS = [
     ],
 ]
 
-# What needs the packages of the extra `inspect`; nothing of the core imports it.
+# Files that need the packages of the extra `inspect`. The core does not import them.
 OPTIONAL = ["lightning.py", "metrics.py", *(f"inspection/{name}.py" for name in
                             ("exciting", "figures", "measure", "page"))]  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_only_the_choice_of_a_backend_imports_the_reference():
 @pytest.mark.parametrize("path", [path for path in FILES if row(path) > 1 and path not in OPTIONAL])
 def test_the_core_needs_torch_alone(path):
     allowed = {"discfused", "torch", *sys.stdlib_module_names}
-    if path.startswith("backends/triton_"):  # imported only when Triton is about to run
+    if path.startswith("backends/triton_"):  # imported only before Triton runs
         allowed.add("triton")
     for module, top in imported(path):
         assert not top or module.split(".")[0] in allowed, f"{path} imports {module}"

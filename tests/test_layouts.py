@@ -1,4 +1,4 @@
-"""Any strides of any argument: the same numbers, wherever they lie in memory."""
+"""The strides of arguments do not change the results."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ VECTORS = {
 
 
 def overlapping(x):
-    """Row i + 1 begins where row i has its second number."""
+    """Row i + 1 starts at the second number of row i."""
     return torch.randn(x.shape[0] + x.shape[1], dtype=x.dtype).as_strided(x.shape, (1, 1))
 
 
@@ -40,7 +40,7 @@ def arguments(soft: bool) -> dict:
 
 
 def losses_and_gradients(given: dict, reduction: str, backend: str):
-    """The layout is that of the tensor itself: requires_grad_() keeps it, and no copy is made."""
+    """The arguments keep their layout: requires_grad_() makes no copy."""
     leaves = [given[name].detach().requires_grad_() for name in ("logits", "features")]
     rest = {key: value for key, value in given.items() if key not in ("logits", "features")}
     target = rest.pop("target")
@@ -85,7 +85,7 @@ def test_upstream_gradients_of_any_strides(backend, layout, soft):
 
 
 def test_feature_maps_in_channels_last(backend):
-    """With gradients, which keep the layout of their input's mean and nothing else."""
+    """Feature maps in channels_last, with gradients."""
     maps, y = torch.randn(N, D, 3, 2).double(), labels(N, C)
     found = []
     for memory_format in (torch.contiguous_format, torch.channels_last):

@@ -1,4 +1,4 @@
-"""The callback that logs in training with Lightning."""
+"""LogDiscriminability, the Lightning callback."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ class Training(LightningModule):
 
 
 class Whole(LightningModule):
-    """It has its layers itself, and batches are dicts."""
+    """A LightningModule with its own layers, and batches that are dicts."""
 
     def __init__(self):
         super().__init__()

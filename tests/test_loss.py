@@ -1,4 +1,4 @@
-"""fused_disc_loss: gradients, layers, layouts, dtypes; for cross-entropy see test_cross_entropy."""
+"""fused_disc_loss: gradients, layers, feature layouts, dtypes, reductions."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_micro_batches_and_loss_scales(backend, reduction):
 
 
 def test_two_losses_on_the_same_logits_and_features(backend):
-    """And on the output of a softmax, which softmax itself needs in backward."""
+    """Also on the output of a softmax, which its backward needs unchanged."""
     raw, x, y = torch.randn(N, C).double(), features(N, D), labels(N, C)
 
     def run(*reductions):
@@ -232,7 +232,7 @@ def test_return_terms_are_detached_and_unweighted(backend):
     assert not any(term.requires_grad for term in terms)
     torch.testing.assert_close(loss, terms.ce + 2 * terms.gini)
     torch.testing.assert_close(terms[1:], tuple(disc_terms(x.detach(), y, C, backend=backend)))
-    # weights of 0 still report the terms, and add nothing: not even the NaN of a bad feature
+    # weights of 0 still report the terms, but add nothing, not even NaN
     x = x.detach().index_fill(0, torch.tensor([0]), math.nan)
     loss, terms = fused_disc_loss(logits, y, x, return_terms=True, backend=backend, **OFF)
     assert loss == F.cross_entropy(logits, y) and terms.gini.isnan()

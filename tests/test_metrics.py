@@ -1,4 +1,4 @@
-"""FeatureDiscriminability against NumPy, over batches, saved and restored; what it refuses."""
+"""FeatureDiscriminability against NumPy: several batches, save and restore, bad arguments."""
 
 import copy
 import pickle
@@ -21,7 +21,7 @@ BATCHES = [slice(0, 0), slice(0, 17), slice(17, 18), slice(18, N)]
 
 
 def by_numpy(x, y, weight=None, prior=None) -> dict[str, np.ndarray]:
-    """Every number, one feature at a time."""
+    """All numbers, computed one feature at a time."""
     x, y = np.abs(x.double().numpy()), y.numpy()
     weight = np.ones(len(y)) if weight is None else weight.double().numpy()
     n = np.array([weight[y == c].sum() for c in range(C)])
@@ -68,7 +68,7 @@ def same(got, expected, tolerance=1e-5):
 
 
 def batch():
-    """One feature is dead, one speaks for class 3 alone, class 2 is absent."""
+    """One feature is dead, one fires for class 3 only, and class 2 is absent."""
     x, y = torch.randn(N, D).relu(), torch.randint(0, C, (N,))
     y[y == 2] = 1
     x[:, 0] = 0
@@ -165,7 +165,7 @@ def test_double_precision_as_for_any_metric():
 
 
 def test_nothing_and_nothing_finite():
-    """No row: every feature is dead. A row that is not a number: no plausible number."""
+    """Without rows every feature is dead. A row of NaN gives NaN."""
     metric = FeatureDiscriminability(C, D)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics: compute before update

@@ -1,5 +1,5 @@
-"""Mixup and CutMix from the loader to the gradients, with an attached criterion: the loss written
-out once more in plain PyTorch."""
+"""Mixup and CutMix from the loader to the gradients, with an attached criterion, against the loss
+in plain PyTorch."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def batches(transform):
 
 
 def written_out(model, x, target, *, label_smoothing=0.0, weight=1.0, sample_weight=None):
-    features = model.blocks(model.stem(x)).mean((2, 3))  # what fc takes in
+    features = model.blocks(model.stem(x)).mean((2, 3))  # the input of fc
     s = torch.ones(N).double() if sample_weight is None else sample_weight
     smoothed = (1 - label_smoothing) * target + label_smoothing / CLASSES
     rows = -(weight * smoothed * model.fc(features).log_softmax(1)).sum(1)

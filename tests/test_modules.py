@@ -1,4 +1,4 @@
-"""FusedDiscLoss as a module."""
+"""FusedDiscLoss: options, state, outputs of models, the Trainer of transformers."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ def test_every_option_reaches_the_function(backend):
     got = criterion(LOGITS, TARGET, TOKENS, sample_weight=sample_weight)
     expected = fused_disc_loss(LOGITS, TARGET, TOKENS, sample_weight=sample_weight, **options)
     assert got == expected
-    for name in OPTIONS:  # and every one of them matters
+    for name in OPTIONS:  # and each changes the loss
         fewer = {key: value for key, value in options.items() if key != name}
         try:
             other = FusedDiscLoss(**fewer)(LOGITS, TARGET, TOKENS, sample_weight=sample_weight)
@@ -60,7 +60,7 @@ def test_weights_may_change_between_calls():
     criterion.gini_weight = criterion.kl_weight = 0.0
     assert criterion(LOGITS, TARGET) == F.cross_entropy(LOGITS, TARGET)
     assert criterion(LOGITS, TARGET, FEATURES) == F.cross_entropy(LOGITS, TARGET)
-    assert criterion.terms.gini > 0  # still there to be logged
+    assert criterion.terms.gini > 0  # terms still available for logging
 
 
 def test_options_are_attributes_that_can_be_set():
@@ -108,7 +108,7 @@ def test_the_features_of_a_tapped_linear_are_in_its_last_dimension():
 
 
 class Outputs(NamedTuple):
-    """As those of GoogLeNet, and in shape those of transformers."""
+    """Outputs like those of GoogLeNet and transformers."""
 
     logits: torch.Tensor
     aux_logits: torch.Tensor
@@ -140,7 +140,7 @@ def test_unknown_options_are_refused_at_construction():
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_micro_batches_of_a_trainer(soft):
-    """The gradient is that of the mean over all samples that count; terms weighted by sizes."""
+    """The gradient of the mean over all samples that count, with terms weighted by size."""
     target = torch.nn.functional.one_hot(TARGET, C).float() if soft else TARGET.clone()
     if not soft:
         target[[0, 7, 8]] = -100
@@ -165,7 +165,7 @@ def test_micro_batches_of_a_trainer(soft):
 
 
 class _Fixed(torch.nn.Module):
-    """Gives out given logits, and features on the way."""
+    """A model that returns given logits and has given features."""
 
     def __init__(self, logits, values):
         super().__init__()

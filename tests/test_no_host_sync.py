@@ -1,6 +1,6 @@
-"""What runs before the kernels never waits for a GPU: shown without one, on CUDA tensors that hold
-no data. For the kernels themselves see test_gpu.py and BANNED in test_triton_compile.py, both in
-tests/backends."""
+"""Code before the kernels does not wait for a GPU. The tests use fake CUDA tensors.
+
+test_gpu_runtime.py and BANNED in test_triton_compile.py (tests/backends) test the kernels."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 
 class OnTheGpu(TorchDispatchMode):
-    """No tensor goes to the host. (Numbers that are read, and shapes that depend on numbers, are
-    errors of the fake tensors themselves.)"""
+    """Fails if a tensor is copied to the host. (Fake tensors themselves raise errors for values
+    that are read, and for shapes that depend on values.)"""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

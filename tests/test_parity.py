@@ -19,7 +19,7 @@ from discfused._definitions import ACTIVATIONS
 
 
 def check_terms(backend, x, target, C, rounding=0.5, **options):
-    """Both terms and a random combination of their gradients agree with the oracle."""
+    """Checks both terms and a random combination of their gradients against the oracle."""
     upstream = torch.randn(2, dtype=torch.float64)
 
     def run(x, name):
@@ -53,7 +53,7 @@ def test_shapes(fused_backend, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients_too_large_for_the_caches(fused_backend, dtype):
-    """From 16 MB on the CPU kernels write them in another way: whole lines, past the caches."""
+    """From 16 MB on, the CPU kernels write whole lines that bypass the caches."""
     D, C = 1056, 300
     N = (16 << 20) // (D * dtype.itemsize) + 1
     check_terms(fused_backend, features(N, D, dtype), labels(N, C), C)
@@ -105,7 +105,7 @@ def test_integer_labels_of_any_dtype(backend, dtype):
 
 
 def check_histogram(backend, x, target, C, **options):
-    """H and its gradient, in float64."""
+    """Checks H and its gradient in float64."""
     x, oracle = (x.detach().clone().requires_grad_() for _ in range(2))
     expected = class_histogram(oracle, target, C, backend="reference", **options)
     got = class_histogram(x, target, C, backend=backend, **options)
@@ -127,7 +127,7 @@ def test_class_histogram(fused_backend, shape, soft, activation):
 
 
 def test_class_histogram_of_a_transposed_upstream_gradient(fused_backend):
-    """autograd hands over any strides: here transposed, and expanded from a scalar by sum()."""
+    """autograd can pass any strides: here transposed, and expanded from a scalar by sum()."""
     x, y = features(12, 5).requires_grad_(), labels(12, 4)
     oracle = x.detach().clone().requires_grad_()
     upstream = torch.randn(5, 4, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_upstream_gradient_survives_half_precision(fused_backend):
 
 
 def test_deep_offsets(fused_backend):
-    """Features behind an offset of more than 2^31 elements (never touched, so never paid)."""
+    """Features at an offset of more than 2^31 elements of memory that is never used."""
     storage = torch.empty(2**31 + 4096, dtype=torch.bfloat16)
     x = storage[-1024:].view(64, 16)
     x.copy_(features(64, 16))

@@ -1,4 +1,4 @@
-"""The Python code in README.md and docs/ runs as it stands, and computes a loss that trains."""
+"""The Python code in README.md and docs/ runs unchanged and computes a loss with gradients."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ def nothing_compiled():
 
 @pytest.fixture
 def names() -> dict:
-    """What the text around the code takes for granted."""
+    """The variables that the text around the code assumes."""
     model = Net()
     images, target = batch(8)
     pairs = [(image, int(label)) for image, label in zip(images, target, strict=True)]
@@ -42,10 +42,10 @@ def names() -> dict:
 @pytest.mark.filterwarnings("ignore")  # of the trainers, about loggers and workers
 @pytest.mark.parametrize("code", BLOCKS, ids=[code.strip().split("\n")[-1] for code in BLOCKS])
 def test_block(code, names, monkeypatch, tmp_path, request):
-    monkeypatch.chdir(tmp_path)  # trainers leave folders behind
+    monkeypatch.chdir(tmp_path)  # trainers write folders
     if "DistributedDataParallel" in code:
         request.getfixturevalue("process_group")
-    # The default compiler takes its time; test_compile.py has it.
+    # The default compiler is slow; test_compile.py tests it.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     for package in set(re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)):
         pytest.importorskip(package, reason=f"{package} is not installed")
@@ -67,7 +67,7 @@ def test_block(code, names, monkeypatch, tmp_path, request):
 
     monkeypatch.setattr(FusedDiscLoss, "forward", recorded)
     exec(compile(code, "README.md", "exec"), names)
-    if "Classifier" in names:  # what a trainer does with it
+    if "Classifier" in names:  # as a trainer calls it
         names["Classifier"](names["model"]).training_step((names["images"], names["target"]), 0)
     losses += [names["loss"]] if "loss" in names else []
     assert losses or "loss" not in code

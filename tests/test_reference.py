@@ -1,4 +1,4 @@
-"""The oracle against numbers small enough to recompute on paper, and against finite differences."""
+"""The reference against results computed by hand, and against finite differences."""
 
 import math
 

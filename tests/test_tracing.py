@@ -16,8 +16,8 @@ D, C = 12, 10
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("num_classes", [4, 30])
 def test_opcheck(fused_backend, soft, num_classes):
-    """What `rows` and `terms` leave unwritten (slots without a class) cannot be compared: here all
-    classes are there, or as many as rows."""
+    """opcheck cannot compare memory that `rows` and `terms` leave unwritten (slots without a
+    class). So all classes are present here, or as many as rows."""
     ops = torch.ops.discfused
     rows, terms, gradient, histogram, histogram_gradient = (
         getattr(ops, f"{fused_backend}_{name}").default
@@ -39,7 +39,7 @@ def test_opcheck(fused_backend, soft, num_classes):
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 def test_make_fx_records_the_loss(backend, mode):
-    """The graph gives the gradient of other inputs, too: nothing in it is a constant."""
+    """The graph also computes the gradient of other inputs, so it contains no constants."""
 
     def gradient(logits, y, x):
         return torch.autograd.grad(fused_disc_loss(logits, y, x, backend=backend), x)[0]
@@ -85,7 +85,7 @@ def test_transforms_of_torch_func(fused_backend, name):
 
 
 def test_forward_mode(fused_backend):
-    """The tangent of the default is the reference's; a fused backend by name refuses."""
+    """backend=None uses the reference. A named fused backend raises an error."""
     x, y, tangent = features(9, 4), labels(9, 3), torch.randn(9, 4, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(
         disc_terms(x.requires_grad_(), y, 3, backend="reference").gini, x

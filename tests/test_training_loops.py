@@ -1,5 +1,5 @@
-"""What training loops do with a model and an attached criterion: the gradients are those of the
-features passed by hand, in float64."""
+"""Training loops with an attached criterion: the gradients equal those of features passed by hand,
+in float64."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from test_compile import OLD
 
 
 def by_hand(model, x, y, **options):
-    features = model.blocks(model.stem(x)).mean((2, 3))  # what fc takes in
+    features = model.blocks(model.stem(x)).mean((2, 3))  # the input of fc
     return fused_disc_loss(model.fc(features), y, features, **options)
 
 
@@ -59,13 +59,14 @@ CHECKPOINTED = {
 def test_checkpointing(attached, what):
     model, criterion, x, y = attached
     expected = gradients(by_hand(model, x, y), model)
-    for _ in range(2):  # what backward computes again is no pass of its own
+    for _ in range(2):  # the recomputation in backward is not a new pass
         loss = CHECKPOINTED[what](model, criterion, x, y)
         torch.testing.assert_close(gradients(loss, model), expected)
 
 
 def test_reentrant_checkpointing(attached):
-    """Around the model: its features have no graph, and a warning says so. Around both: they do."""
+    """Checkpointing of the model: a warning says that features have no graph. Of model and loss:
+    they have one."""
     model, criterion, x, y = attached
     expected = gradients(by_hand(model, x, y), model)
     x.requires_grad_()
@@ -104,7 +105,8 @@ def test_an_ensemble_by_vmap(attached):
         torch.testing.assert_close(got, list(gradients(by_hand(each, x, y), each)))
 
 
-# ---------------------------------------------------------------- several of everything
+# ---------------------------------------------------------------- several models, losses,
+# optimizers
 
 
 def test_several_criteria_on_one_model(attached):
@@ -122,7 +124,7 @@ def test_several_criteria_on_one_model(attached):
 
 
 def test_several_optimizers(attached):
-    """One for the trunk, one for the head, in turns, as where they learn at different paces."""
+    """Alternating optimizers for the trunk and the head."""
     model, criterion, x, y = attached
     twin = copy.deepcopy(model)
 
@@ -143,7 +145,7 @@ def test_several_optimizers(attached):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("frozen", ["stem", "blocks", "fc"])
 def test_frozen_layers(attached, frozen):
-    """No warning as long as some layer before the features learns."""
+    """No warning if any layer before the features is trainable."""
     model, criterion, x, y = attached
     getattr(model, frozen).requires_grad_(False)
     expected = gradients(by_hand(model, x, y), model)
@@ -151,8 +153,8 @@ def test_frozen_layers(attached, frozen):
 
 
 def test_an_average_of_the_weights_is_not_tapped(attached):
-    """A copy runs between the model's pass and its loss, as a teacher does: also one of a trained,
-    tapped model."""
+    """A copy of the model runs between its forward pass and its loss, as a teacher does. Also a
+    copy of a trained, tapped model."""
     model, criterion, x, y = attached
     expected = by_hand(model, x, y)
     teacher = torch.optim.swa_utils.AveragedModel(model)
@@ -180,9 +182,9 @@ class Step(nn.Module):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_of_model_and_loss(backend, strict):
-    """One graph for any batch size, differentiable, that can be written to a file: no Python."""
+    """One differentiable graph for all batch sizes, which can be saved to a file."""
     step, (x, y) = Step(backend, gini_weight=3.0), batch(8)
-    # Older releases take N <= C, where backends may have fewer slots, for a case of its own.
+    # Older releases make a separate graph for N <= C, where backends have fewer slots.
     n = torch.export.Dim("n", min=6 if RELEASE < (2, 7) else 2)
     shapes = {"x": {0: n}, "y": {0: n}}
     program = torch.export.export(step, (x.double(), y), dynamic_shapes=shapes, strict=strict)
@@ -202,7 +204,7 @@ def test_export_of_model_and_loss(backend, strict):
 @pytest.mark.parametrize("how", ["no grad", "inference", "frozen"])
 @pytest.mark.parametrize("part", ["model", "blocks"])
 def test_features_of_compiled_code_without_a_graph(how, part):
-    """They are those of the last pass: not of an earlier one, nor of another model."""
+    """They are the features of the last pass, not of an earlier one or of another model."""
     torch.compiler.reset()
     model, (x, y) = Net().requires_grad_(how != "frozen"), batch()
     plain, compiled = copy.deepcopy(model), {"backend": "aot_eager", "fullgraph": True}

@@ -1,4 +1,4 @@
-"""Types as a user sees them: of the installed package, in a file of their own."""
+"""Type annotations of the installed package, in a user's file."""
 
 import subprocess
 import sys

@@ -54,9 +54,7 @@ def add_to(add: Callable[..., argparse.ArgumentParser]) -> None:
                        "recipe's")  # fmt: skip
     _add_shared(sweep)
 
-    table = add(
-        "table", run_table, "write a table (Markdown) and a picture of the runs in a folder"
-    )
+    table = add("table", run_table, "write a table and a picture of the runs in a folder")
     table.add_argument("folder", type=Path, metavar="DIR")
 
     inspect = add("inspect", run_inspect, "report on the features of a run: a page, figures "

@@ -1,7 +1,7 @@
-"""What the tests on a GPU share.
+"""Helpers for the tests on a GPU.
 
-With TRITON_INTERPRET=1 (`.ci/gpu --rehearse`) the first of each list of cases runs on the CPU, and
-what needs no GPU: a slip of the pen must not cost the time of one.
+With TRITON_INTERPRET=1 (`.ci/gpu --rehearse`) the first of each list of cases runs on the CPU, to
+find mistakes without a GPU.
 """
 
 import pytest

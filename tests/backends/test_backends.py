@@ -1,4 +1,4 @@
-"""Which backend runs: the one asked for, or the fastest that can; and the report of why."""
+"""The choice of the backend, its messages, and backends.status()."""
 
 import subprocess
 import sys

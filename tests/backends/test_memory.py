@@ -1,4 +1,4 @@
-"""What the CPU backend costs beside time: bits, threads and memory."""
+"""The CPU backend: reproducible bits, threads and memory."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def check_bits(backend, x, y, C, sample_weight=None):
 
 
 def peak_bytes(function) -> int:
-    """The most that PyTorch's allocator held at once beyond what it held before."""
+    """The peak of PyTorch's allocator above its level before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = sorted(
@@ -78,7 +78,7 @@ def test_memory_is_the_table_the_gradient_and_little_more(fused_backend, N, D, C
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_the_process_grows_by_no_more_than_that(fused_backend, tmp_path):
-    """Scratch memory is not PyTorch's: look at what the whole process held at most."""
+    """Scratch memory does not come from PyTorch, so this test measures the process."""
     code = f"""
 import torch
 from discfused import disc_terms
@@ -108,7 +108,7 @@ print(given, peak() - before)
 
 
 def test_one_criterion_in_several_python_threads(fused_backend):
-    """Kernels run without the lock of the interpreter; nothing is shared between calls."""
+    """Kernels run without the GIL, and calls share no state."""
     from concurrent.futures import ThreadPoolExecutor
 
     def work(seed):

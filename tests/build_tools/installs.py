@@ -1,4 +1,4 @@
-"""What the tests of building and installing share."""
+"""Helpers for the tests of builds and installs."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def training_step(site: Path, python: str = "") -> tuple[Path, str | None, list[
 
 
 def fake_torch(gpus=()):
-    """A torch for CUDA 13, and the capabilities of the GPUs that it sees."""
+    """A fake torch for CUDA 13 that reports GPUs with these capabilities."""
     return SimpleNamespace(
         __version__="2.9.0+cu130",
         version=SimpleNamespace(cuda="13.0"),

@@ -1,4 +1,4 @@
-"""A broken install: never a failure, one warning, and a sentence that says what to run."""
+"""Broken installs still train, with one warning that names the command to run."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ def test_a_broken_install_still_trains(case, tmp_path):
 def test_first_calls_of_several_threads_load_once(monkeypatch):
     def check(record):
         checked.append(record)
-        time.sleep(0.05)  # time enough for the others to come in
+        time.sleep(0.05)  # time for the other threads to enter
         raise _library.LibraryUnavailable("gone", "mend it")
 
     def load(_):

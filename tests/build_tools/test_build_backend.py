@@ -1,4 +1,4 @@
-"""Which torch a build asks for, and compiles against: that of the environment it is made for."""
+"""The torch that a build requires and compiles against: that of the target environment."""
 
 import importlib.metadata
 import sys
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("no_variables")
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """A function that says what the build's interpreter would import, and who made the build."""
+    """A function that fakes the torch of the target and the front end of the build."""
 
     def make(found: Torch | None, frontend: str = "pip") -> None:
-        # pip lays setuptools over the target; uv makes an environment that holds it
+        # pip adds setuptools on top of the target; uv creates an environment with it
         folder = {"pip": str(tmp_path), "uv": sys.prefix}[frontend]
         monkeypatch.setattr(build_backend, "_ask_interpreter", lambda: found)
         monkeypatch.setattr(build_backend.setuptools, "__file__", f"{folder}/setuptools.py")

@@ -1,4 +1,4 @@
-"""What is compiled, and the sentence for what is not."""
+"""The parts that a build compiles, and the reasons for those that it leaves out."""
 
 import os
 
@@ -71,7 +71,7 @@ esac
 
 @pytest.fixture
 def toolkit(monkeypatch, tmp_path):
-    """A function that puts on PATH an nvcc of a version, which lives outside of its toolkit."""
+    """A function that adds a fake nvcc, outside of its toolkit, to PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
 
     def make(version="13.0"):

@@ -1,5 +1,5 @@
-"""The CUDA kernels compiled for every architecture, without a GPU. Where there is one,
-backends/test_gpu.py runs them."""
+"""The CUDA kernels compiled for every architecture, without a GPU. backends/test_gpu.py runs them
+on one."""
 
 import json
 import os
@@ -38,7 +38,7 @@ ENOUGH = 18_000  # bytes on their way on a multiprocessor: 3.35 TB/s x 0.7 micro
 
 
 def find_nvcc() -> build_plan.Nvcc:
-    """The nvcc that a build would take, for whatever torch: kernels need none to be compiled."""
+    """The nvcc of a build. Any torch will do, because kernels compile without torch."""
     try:
         sass.find_cuobjdump()
         return build_plan.find_cuda("cuda", torch.__version__, torch.version.cuda or "13.0")
@@ -84,7 +84,7 @@ def test_no_source_is_forgotten():
 
 
 def check_binaries(record: dict, folder: Path) -> None:
-    """The library holds code for the architectures that the record names, and for no others."""
+    """Checks that the library has code for exactly the architectures in the record."""
     listed = sass.cuobjdump("--list-elf", str(folder / record["library"]))
     assert set(re.findall(r"\.(sm_\w+)\.cubin", listed)) == code(record["cuda_architectures"])
 
@@ -100,9 +100,9 @@ def test_the_installed_library_is_what_it_says():
 
 @pytest.mark.slow
 def test_the_library_with_both_parts(tmp_path, monkeypatch):
-    """As `pip install .` makes it: it links and loads, and tells what it was built for.
+    """The library of `pip install .` links and loads, and reports its architectures.
 
-    For two architectures, which takes less time; the installed library is for all by default.
+    It is built for two architectures, which is faster than for all.
     """
     from test_packaging import built
 
@@ -158,7 +158,7 @@ def test_which_gpus_an_architecture_serves(architecture, capability, runs):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """As if the library held CUDA kernels for some architectures, and there were a GPU."""
+    """Fakes a library with CUDA kernels for some architectures, and a GPU."""
     record = {
         "built": ["cpu", "cuda"], "torch": "2.11.0+cu130", "cuda": "13.0",
         "cuda_architectures": ["8.0", "9.0+PTX"],

@@ -1,4 +1,4 @@
-"""What is packed, and what an install may bring and replace."""
+"""The contents of wheels and sdists, and the requirements of the package."""
 
 import importlib.metadata
 import json
@@ -44,7 +44,7 @@ def built(hook: str, folder: Path, choice: str) -> Path:
 
 
 def unpacked(wheel: Path) -> tuple[Path, dict]:
-    """Where it lies, and what the build wrote down."""
+    """Unpacks a wheel. Returns the folder and the record of the build."""
     site = wheel.parent / "installed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)

@@ -1,4 +1,4 @@
-"""discfused.report: what is measured, and on which models."""
+"""discfused.report: numbers, images, models, loaders and comparisons."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def same(got, expected):
 
 
 def test_the_numbers_are_those_of_all_data_in_one_batch():
-    """Of what feeds the classifier, before dropout; in eval mode; the model is left as it was."""
+    """Features before dropout, in eval mode. The mode of the model is restored."""
     model, (x, y) = Small(), images()
     model.train()
     model.drop.eval()
@@ -128,11 +128,11 @@ def test_a_classifier_of_images_and_one_of_text_from_transformers():
     report = discfused.report(transformers.BertForSequenceClassification(config), [batch])
     assert "images-1" not in [picture.kind for picture in report.pictures]
     assert report.document()["runs"][0]["images"][0]["samples"][0]["label"] in (0, 1, 2)
-    assert "What excites them?" not in report.page and "owl" in report.page
+    assert "Which images excite them most?" not in report.page and "owl" in report.page
 
 
 class Backbone(nn.Module):
-    """No linear layer, and no logits."""
+    """A model without logits."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
 
 
 class Cosine(nn.Module):
-    """Logits, and no linear layer."""
+    """A model with logits but without a linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -192,7 +192,7 @@ def test_bad_loaders(batches, error, sentence):
         discfused.report(Small(), batches)
 
 
-# --- one beside another ---------------------------------------------------------------------------
+# --- comparisons ---------------------------------------------------------------------------------
 
 
 def test_runs_side_by_side():

@@ -1,4 +1,4 @@
-"""How a report ends early, what it costs, and what it leaves alone."""
+"""Reports: Ctrl-C, progress bar, memory, and no change of matplotlib's state."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ from discfused.inspection.page import Report
 
 
 class Interrupting(Small):
-    """Ctrl-C while it runs for the third time."""
+    """Ctrl-C in the third forward pass."""
 
     runs = 0
 
@@ -28,7 +28,7 @@ class Interrupting(Small):
 
 
 def interrupted(batches):
-    """While the next batch is waited for."""
+    """Ctrl-C during the wait for the next batch."""
     yield from batches
     raise KeyboardInterrupt
 
@@ -36,7 +36,7 @@ def interrupted(batches):
 @pytest.mark.parametrize("where", ["model", "loader"])
 def test_ctrl_c_leaves_what_has_been_seen(where, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
-    if where == "model":  # the batch at hand is finished
+    if where == "model":  # the current batch is finished
         seen, report = 3, discfused.report(Interrupting(), loader())
     else:
         seen, report = 2, discfused.report(Small(), interrupted(loader()[:2]))
@@ -84,7 +84,7 @@ except ImportError as error:
 
 
 def test_the_screen_of_others_stays_as_it_is():
-    """A notebook's backend and style."""
+    """A report does not change the backend and style of a notebook."""
     import matplotlib
 
     before = dict(matplotlib.rcParams)
@@ -122,9 +122,8 @@ def peak():
 torch.set_num_threads(2)
 model = Model()
 model(next(batches(250))[0])
-from discfused.inspection import measure, page
-page.Report([measure.measure(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)),
-                             [(torch.randn(3, 3, 8, 8), torch.arange(3))])]).page
+small = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+discfused.report(small, [(torch.randn(3, 3, 8, 8), torch.arange(3))]).page  # imports, fonts
 open("/proc/self/clear_refs", "w").write("5")
 before = peak()
 report = discfused.report(model, batches(50_000))

@@ -1,4 +1,4 @@
-"""The page and the files: every number is the metric's, every figure can be read."""
+"""The report's page and files: numbers equal those of the metric, and figures are readable."""
 
 import base64
 import csv
@@ -20,7 +20,7 @@ RUNS = [run_of(12, 40, "one"), run_of(12, 30, "<two>")]
 
 
 class Tables(HTMLParser):
-    """Cells of the tables, row by row, and the addresses that anything is loaded from."""
+    """Parses the cells of all tables, and all addresses that the page loads."""
 
     def __init__(self, text):
         super().__init__()
@@ -48,7 +48,7 @@ class Tables(HTMLParser):
 
 
 def shown(value) -> str:
-    """As the page writes a number of the metric."""
+    """A number of the metric as text of the page."""
     return format(float(value), ".4g")
 
 
@@ -64,7 +64,7 @@ def test_every_number_of_the_page_is_the_metrics():
         ["mean class selectivity index",
          *(shown(v.selectivity[k].mean()) for v, k in zip(values, live, strict=True))],
         ["KL to the classes of the data, nats", *(shown(v.kl) for v in values)],
-        ["live, share of the features", "1", "1"],
+        ["live fraction of the features", "1", "1"],
         ["classes without a feature", *(shown(v.classes_without_feature) for v in values)],
     ]  # fmt: skip
     assert values[0].classes_without_feature > 0
@@ -175,8 +175,7 @@ def test_features_shown_are_the_purest_of_a_class_each_and_the_most_mixed():
 
 @pytest.mark.parametrize(("C", "D"), [(10, 512), (101, 2048), (1000, 4096)])
 def test_a_heat_map_can_be_read_however_many_classes_and_features_there_are(C, D):
-    """It shows every class that has a feature; all names that fit, and no others; a height that
-    fits a screen."""
+    """It shows every class with a feature, and as many names as fit. Its height fits a screen."""
     run = run_of(C, D)
     values = run.last
     figure = figures.heat_maps({"a": values, "b": values}, run.class_names)
@@ -224,7 +223,7 @@ def test_names_of_classes_that_are_not_shown_whole():
     assert figure.axes[0].get_xticklabels()[3].get_rotation() == 90
 
 
-# --- the page as a person sees it -----------------------------------------------------------------
+# --- the page in a browser ------------------------------------------------------------------------
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -246,7 +245,7 @@ def browser() -> str:
 
 
 def test_the_page_in_a_browser_is_not_blank_in_light_and_dark(tmp_path):
-    """And it shows a figure of each appearance, as wide as the page."""
+    """It shows the figures of the right appearance in full width."""
     chromium = browser()
     image = pytest.importorskip("PIL.Image", reason="Pillow reads the screenshots")
     numpy = pytest.importorskip("numpy")

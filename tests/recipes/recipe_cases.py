@@ -1,6 +1,6 @@
-"""Small data sets in the true formats, and recipes that run on them in a second.
+"""Small data sets in the original formats, and recipes that run on them in a second.
 
-Imported before anything that the recipes need: it skips the tests where that is missing.
+Import it before the packages that the recipes need: it skips the tests if they are missing.
 """
 
 import os
@@ -54,7 +54,7 @@ __all__ = ["CLASSES", "DATASETS", "LOSSES", "MODELS", "TEST", "TRAIN", "Datasets
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Small batches take longer on several; of use to a module that imports it."""
+    """One thread, because small batches are slower on several. For modules that import it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,7 +62,7 @@ def one_thread():
 
 
 class Datasets:
-    """Folders with a few images of every data set that is not bundled."""
+    """Folders with a few images of every data set that must be downloaded."""
 
     def __init__(self, folder: Path):
         self.root, self.split = folder / "root", folder / "split.json"
@@ -84,7 +84,7 @@ def run_options(data: str = "digits", changes: dict | None = None) -> Options:
 
 
 def caltech101(root: Path, split: Path) -> None:
-    """JPEG files of several sizes, each class in a colour of its own, one of them grey."""
+    """JPEG files of several sizes. Each class has its own colour; one is grey."""
     random = numpy.random.default_rng(0)
     files = [f"image_{number:04d}.jpg" for number in range(1, TRAIN + TEST + 1)]
     for label, name in enumerate(CLASSES):
@@ -121,7 +121,7 @@ def cifar100(root: Path) -> None:
 
 
 def cifar10(root: Path) -> None:
-    """Five pickles to learn from and one to test on, like those of CIFAR-100."""
+    """Five training pickles and one test pickle, like those of CIFAR-100."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     random = numpy.random.default_rng(0)
@@ -147,5 +147,5 @@ def fashionmnist(root: Path) -> None:
 
 
 def accept_small_files(monkeypatch) -> None:
-    """torchvision knows the checksums of the true files; everything else of it stays as it is."""
+    """Skips torchvision's checksums, which are those of the original files."""
     monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))

@@ -1,4 +1,4 @@
-"""Data sets: the true formats, the committed split, the same images whoever decodes them."""
+"""Data sets: original formats, the committed split, and equal images in all workers."""
 
 import recipe_cases
 

@@ -1,4 +1,4 @@
-"""`discfused demo`: one run as a person would start it; table, picture and refusals by hand."""
+"""`discfused demo`: a whole run, its table and picture, and bad options."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from discfused.recipes.demo_data import NAMES, SETUPS, Run, Setup, split
 
 
 def run(tmp_path, *arguments):
-    """What a run in this process leaves behind."""
+    """The results of a run in this process."""
     out, file = tmp_path / "out", tmp_path / "runs.json"
     given = ["--images", "2", "--epochs", "1", "--out", str(out), "--json", str(file), *arguments]
     assert cli.main(["demo", *given]) == 0
@@ -30,7 +30,7 @@ def run(tmp_path, *arguments):
     return json.loads(file.read_text())
 
 
-def test_the_features_speak_for_fewer_digits_and_it_says_so(tmp_path, capsys):
+def test_the_features_fire_for_fewer_digits_and_the_demo_says_so(tmp_path, capsys):
     runs = run(tmp_path, "--seeds", "1", "--epochs", "60", "--images", "6")["runs"]
     same = [run for run in runs if (run["network"], run["training"]) == ("resnet", "paper")]
     found = {run["loss"]: run for run in same if not run["smoothing"]}
@@ -51,8 +51,8 @@ def test_the_features_speak_for_fewer_digits_and_it_says_so(tmp_path, capsys):
 
 
 def test_the_losses_of_a_seed_differ_in_nothing_else(tmp_path):
-    """With weights of 0 they are one: same split, same initial weights, same batches; and it does
-    not matter how many processes share the seeds."""
+    """With weights of 0 all losses give equal results: same split, initial weights and batches, for
+    any number of processes."""
     documents = []
     for threads in ("1", "2"):
         command = [sys.executable, "-m", "discfused", "demo", "--seeds", "2", "--epochs", "1"]
@@ -115,7 +115,7 @@ def test_a_training_that_diverges_is_reported(tmp_path, capsys):
     assert "NaN" not in (tmp_path / "runs.json").read_text()
 
 
-# --- refused before anything is trained -----------------------------------------------------------
+# --- bad options ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_folder_without_permission(tmp_path):
         require_writable("out", tmp_path)
 
 
-# --- the table, by hand ---------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def test_the_table():

@@ -65,7 +65,7 @@ def test_two_runs_side_by_side_in_the_folder_of_the_first(runs, capsys):
 
 @pytest.mark.parametrize(("part", "samples"), [("train", 17), ("validation", 3)])
 def test_other_images_of_the_data(runs, tmp_path, part, samples):
-    """Without augmentation, whatever the recipe says."""
+    """Always without augmentation."""
     same = tmp_path / "same"
     shutil.copytree(runs / "plain", same)
     recipe = (same / "recipe.yaml").read_text()
@@ -83,7 +83,7 @@ def test_other_images_of_the_data(runs, tmp_path, part, samples):
 
 
 def test_a_run_that_goes_on(tmp_path, monkeypatch):
-    """Of its last checkpoint, and there of the average that it will be tested with."""
+    """The report uses the averaged weights of the last checkpoint."""
     options = run_options(changes={"train.ema": 0.5, "train.save_every": 1})
     finished = train.Training.finish
     seen = []

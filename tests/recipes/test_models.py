@@ -1,4 +1,4 @@
-"""The networks: those of the paper by name, whatever their size."""
+"""The networks of the recipes: layers, sizes, stems and pretrained weights."""
 
 from recipe_cases import MODELS
 

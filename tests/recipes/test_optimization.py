@@ -1,4 +1,4 @@
-"""What changes over the steps of a run: the weights of the terms, the learning rate."""
+"""Schedules of the terms' weights and of the learning rate."""
 
 from recipe_cases import run_options
 

@@ -1,4 +1,4 @@
-"""Recipes: complete, checked, and told apart by what matters."""
+"""Recipes: every option has a value, checks of values, and the identity of runs."""
 
 import recipe_cases
 

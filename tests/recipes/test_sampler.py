@@ -1,4 +1,4 @@
-"""Batches: each sample in its turn, each process its own, from any step on."""
+"""Batches: equal turns for all samples, distinct batches per process, start at any step."""
 
 import recipe_cases  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""Sweeps: what is missing and nothing else, killed or shared; and what the command line says."""
+"""Sweeps: only missing runs, after a kill or in several processes; and the command line."""
 
 import recipe_cases
 

@@ -1,4 +1,4 @@
-"""Tables: what was run, what it means, and no more."""
+"""Tables of runs: cells, pairs and verdicts."""
 
 import recipe_cases  # noqa: F401
 
@@ -73,8 +73,8 @@ def test_cells_are_compared_with_the_cross_entropy_that_is_like_them():
         rows(PLAIN), rows([a + 1 + a % 2 / 10 for a in PLAIN], **TERMS),
         rows([9.0, 8.0], **{"train.lr": 0.5}), rows([1.0, 2.0], **{"train.lr": 0.5}, **TERMS),
         rows([7.0, 9.0], **{"train.lr": 0.9}, **TERMS),  # has no cross-entropy to compare with
-        rows([53.0, 54.5], **{"loss.label_smoothing": 0.1}),  # a rival of the terms
-        rows([54.0, 56.5], **{"loss.label_smoothing": 0.1}, **TERMS),  # on top of the rival
+        rows([53.0, 54.5], **{"loss.label_smoothing": 0.1}),  # an alternative to the terms
+        rows([54.0, 56.5], **{"loss.label_smoothing": 0.1}, **TERMS),  # both
     ]  # fmt: skip
     found = sorted((paired.pairs, round(paired.mean, 3)) for paired in compared(*groups))
     assert found == [(2, -7.0), (2, 1.5), (2, 2.75), (4, 1.05)]

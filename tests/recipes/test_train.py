@@ -1,4 +1,4 @@
-"""Runs: every network on every data set with every loss; interrupted or not, the same."""
+"""Runs: every network, data set and loss; interrupted runs give the same result."""
 
 import recipe_cases
 
@@ -165,7 +165,7 @@ def test_training_that_diverges_stops_early(tmp_path):
 
 
 def test_the_best_epoch_on_held_out_images_is_tested(tmp_path, monkeypatch):
-    """The first of the best; what the test images say does not matter."""
+    """The first epoch with the best held-out accuracy, independent of the test images."""
     accuracies = iter([30.0, 50.0, 50.0, 40.0, 12.5])
     evaluate, networks = train.evaluate.evaluate, []
 
@@ -196,7 +196,7 @@ def test_options_of_the_tap_reach_the_loss(tmp_path, capture):
         train.run(run_options(changes={**layers, **changes}), folder)
         with (folder / "train.csv").open(newline="") as file:
             trained.add(next(csv.DictReader(file))["gini"])  # of the first batch, in the loss
-    assert len(trained) == (3 if capture == "input" else 2)  # what leaves a ReLU is positive
+    assert len(trained) == (3 if capture == "input" else 2)  # outputs of a ReLU
 
 
 @pytest.mark.parametrize("model", ["resnet18", pytest.param("cvt13", marks=pytest.mark.slow)])

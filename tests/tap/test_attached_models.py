@@ -1,4 +1,4 @@
-"""What an attached model still is: copied, saved, quantized and fused as without a tap."""
+"""Attached models can be copied, saved, quantized, fused and exported as without a tap."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""What a tap without `layers` takes: what feeds the classifier, before dropout; or an error."""
+"""A tap without `layers` finds the input of the classifier, before dropout, or raises an error."""
 
 import copy
 import importlib.metadata
@@ -19,7 +19,7 @@ N, D = 4, 6
 
 
 class Model(nn.Module):
-    """A trunk, and a head that a function makes of it."""
+    """A trunk, and a head that is a function."""
 
     def __init__(self, head, **parts):
         super().__init__()
@@ -146,7 +146,7 @@ def test_a_convolution_of_1_x_1(pooled):
 
 
 def test_heads_of_several_outputs():
-    """The logits that are passed in choose the head."""
+    """The logits of the first loss select the head."""
 
     class Heads(Model):
         def forward(self, x):
@@ -186,7 +186,7 @@ def test_deep_copies_find_it_again():
     assert criterion(twin(x), torch.arange(N) % C).isfinite()
 
 
-# ---------------------------------------------------------------- models of others
+# ---------------------------------------------------------------- models of other libraries
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
          "intermediate_size": 64, "image_size": 32, "patch_size": 8, "num_labels": C}  # fmt: skip
@@ -278,7 +278,7 @@ def test_the_table_of_models_in_the_docs(family, monkeypatch):
 
 
 def test_features_of_torchvisions_dropout():
-    """What the issue of MobileNetV1 was: nearly all features dropped out."""
+    """Dropout with p close to 1: features must be captured before it."""
     models = pytest.importorskip("torchvision.models")
     model = models.mobilenet_v2(num_classes=C, dropout=0.999)
     x = torch.randn(N, 3, 32, 32)

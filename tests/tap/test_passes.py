@@ -1,4 +1,4 @@
-"""Features belong to the logits they made: the right ones, or an error that says what to do."""
+"""Features belong to the forward pass that computed the logits, or there is an error."""
 
 import threading
 
@@ -68,7 +68,7 @@ def test_two_losses_of_one_pass(layers, later):
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_pass_in_between(layers, later, grad):
-    """A teacher, an evaluation, a step of an adversary."""
+    """Another pass before the loss: of a teacher, an evaluation, an adversary."""
     model, criterion = attached(layers, later)
     (x, y), (between, _) = batch(), batch()
     logits = model(x)
@@ -152,7 +152,7 @@ def test_threads(layers, later):
 
 
 class Trained(nn.Module):
-    """As a LightningModule: it calls a part of itself, and keeps the criterion."""
+    """As a LightningModule: it contains the model and the criterion."""
 
     def __init__(self, layers):
         super().__init__()
@@ -192,7 +192,7 @@ def test_forward_called_directly(layers):
 
 
 class Stops(Net):
-    """Stopped in the middle of a forward pass, as by Ctrl-C."""
+    """An exception during a forward pass, such as Ctrl-C."""
 
     error = None
 
@@ -236,7 +236,7 @@ def test_an_interrupted_pass_leaves_nothing_to_the_next():
 
 
 def test_logits_with_a_graph_and_features_without(layers):
-    """A frozen trunk: the terms are there to be looked at."""
+    """A frozen trunk: the terms are computed, for logging."""
     model, criterion = attached(layers)
     x, y = batch()
     for part in (model.stem, model.blocks):

@@ -1,4 +1,4 @@
-"""FeatureTap and the attached criterion: what is captured, when, and what never happens."""
+"""FeatureTap and the attached criterion: layers, captures, errors, copies, in-place layers."""
 
 import copy
 import io
@@ -198,7 +198,7 @@ def test_checkpointing(use_reentrant):
     assert loss == expected
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
-    # backward ran the block again; that is no capture
+    # the recomputation in backward is not a capture
     with pytest.raises(RuntimeError, match=MISSING):
         criterion(logits.detach(), y)
 
@@ -228,7 +228,7 @@ def _saved_and_loaded(model):
 
 
 class InPlace(nn.Sequential):
-    """What residual networks end with: a map that its own ReLU overwrites."""
+    """An in-place ReLU overwrites the feature map, as at the end of residual networks."""
 
     def __init__(self):
         super().__init__(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(6, 3))
@@ -269,7 +269,7 @@ def test_features_that_were_overwritten_are_refused():
             tap.take(logits)
         with torch.inference_mode():
             logits = model(x)
-            assert tap.take(logits).shape == (4, 6)  # nobody counts here
+            assert tap.take(logits).shape == (4, 6)  # inference tensors have no version counter
     with FeatureTap(model, "1") as tap:
         logits = model(x)
         assert (tap.take(logits) >= 0).all()

@@ -1,4 +1,4 @@
-"""Taps on models inside torch.compile and DistributedDataParallel, however nested."""
+"""Taps on models in wrappers: torch.compile, DistributedDataParallel, FSDP and others."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from models import Net, batch
 
 @pytest.fixture(autouse=True)
 def nothing_compiled():
-    """Code compiled for a model of the same class, without a tap, would serve a tapped one."""
+    """Code compiled for a model without a tap would be reused for a tapped model of its class."""
     torch.compiler.reset()
 
 
@@ -36,7 +36,7 @@ def test_names_resolve_through_wrappers(wrap, process_group):
 
 
 class Engine(nn.Module):
-    """Wraps a model as DeepSpeed does, or under another name, as FSDP."""
+    """A wrapper like that of DeepSpeed, or, with another name, of FSDP."""
 
     def __init__(self, model: nn.Module, name: str = "module"):
         super().__init__()
@@ -48,7 +48,7 @@ class Engine(nn.Module):
 
 
 def sharded(model: nn.Module) -> nn.Module:
-    """Names as those of FSDP, which also wraps parts of a model."""
+    """Wraps the model and a part of it, with the names of FSDP."""
     model.blocks = Engine(model.blocks, "_fsdp_wrapped_module")
     return Engine(model, "_fsdp_wrapped_module")
 
