@@ -27,20 +27,19 @@ void check_labels(const int64_t* y, int64_t N, int64_t C, int64_t ignore_index) 
       ") or ignore_index ", ignore_index, more);
 }
 
-// Rows in the order of their labels, equal labels in the order of rows. A counting sort needs an
-// array of C numbers, so with many more classes than rows the rows are compared instead.
-void sort_by_label(const int64_t* y, int64_t C, std::vector<int64_t>& counted, int64_t* order) {
-  const int64_t count = static_cast<int64_t>(counted.size());
-  if (C > 8 * count + 256) {
-    std::stable_sort(
-        counted.begin(), counted.end(), [y](int64_t a, int64_t b) { return y[a] < y[b]; });
-    std::copy(counted.begin(), counted.end(), order);
-    return;
+// Sorts rows by their labels, and equal labels by row: a radix sort, digit by digit, because a
+// counting sort would need an array of C numbers, which may be many more than the rows.
+void sort_by_label(const int64_t* y, int64_t C, int64_t* order, int64_t count) {
+  constexpr int kBits = 10;
+  std::vector<int64_t> sorted(count), next(std::min(C, int64_t{1} << kBits) + 1);
+  for (int shift = 0; shift < 63 && (C - 1) >> shift > 0; shift += kBits) {
+    const auto digit = [=](int64_t i) { return y[i] >> shift & ((1 << kBits) - 1); };
+    std::fill(next.begin(), next.end(), 0);
+    for (int64_t k = 0; k < count; ++k) ++next[digit(order[k]) + 1];
+    std::partial_sum(next.begin(), next.end(), next.begin());
+    for (int64_t k = 0; k < count; ++k) sorted[next[digit(order[k])]++] = order[k];
+    std::copy(sorted.begin(), sorted.end(), order);
   }
-  std::vector<int64_t> next(C + 1);
-  for (const int64_t i : counted) ++next[y[i] + 1];
-  std::partial_sum(next.begin(), next.end(), next.begin());
-  for (const int64_t i : counted) order[next[y[i]]++] = i;
 }
 
 template <typename Acc>
@@ -59,17 +58,12 @@ std::vector<at::Tensor> hard(
   Acc* share = weight.mutable_data_ptr<Acc>();
   Acc* sizes = share + N;
 
-  std::vector<int64_t> counted;
-  counted.reserve(N);
-  int64_t last = N;
+  int64_t last = 0, ignored = N;
   for (int64_t i = 0; i < N; ++i) {
-    if (y[i] == ignore_index || (s && s[i] == 0)) {
-      order[--last] = i;
-    } else {
-      counted.push_back(i);
-    }
+    const bool counts = y[i] != ignore_index && !(s && s[i] == 0);
+    order[counts ? last++ : --ignored] = i;
   }
-  sort_by_label(y, C, counted, order);
+  sort_by_label(y, C, order, last);
   std::fill(share + last, share + N, Acc(0));
   int64_t slot = 0;
   for (int64_t begin = 0; begin < last; ++slot) {
