@@ -37,16 +37,14 @@ struct Output {
   }
 };
 
-// G of a table that holds G itself.
+// G of a table that holds G itself: of one tile, from any of its columns on.
 template <typename Acc>
 struct GivenRows {
-  const Numbers<Acc> zeros, ones;
+  Acc zeros[kMostColumns] = {}, ones[kMostColumns];
 
-  explicit GivenRows(int64_t width) : zeros(new Acc[width]()), ones(new Acc[width]) {
-    std::fill(ones.get(), ones.get() + width, Acc(1));
-  }
+  GivenRows() { std::fill(ones, ones + kMostColumns, Acc(1)); }
   GradientRow<Acc> operator()(const Acc* row) const {
-    return {ones.get(), zeros.get(), ones.get(), row, Acc(0)};
+    return {ones, zeros, ones, row, Acc(1), Acc(0)};
   }
 };
 
@@ -55,14 +53,12 @@ template <typename Acc, typename Row>
 void write_hard(
     const Features& x, const Rows<Acc>& rows, int activation, const Output& dx, const Row& row) {
   const auto write_rows = kernels<Acc>().write_rows[activation][x.type];
-  for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t, const auto& for_each) {
-    for_each([&](const Tile& tile) {
-      const auto from = x.columns(tile.first_column, tile.columns);
-      const auto to = dx.columns(tile.first_column, tile.columns);
-      for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
-        write_rows(rows.of_slot(slot), from, row(slot, tile.first_column), to, dx.stream);
-      }
-    });
+  for_each_tile(slot_ranges(rows), x.N, x.D, [&](const Tile& tile) {
+    const auto from = x.columns(tile.first_column, tile.columns);
+    const auto to = dx.columns(tile.first_column, tile.columns);
+    for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
+      write_rows(rows.of_slot(slot), from, row(slot, tile.first_column), to, dx.stream);
+    }
     if (dx.stream) fence_streams();
   });
   for (int64_t k = rows.count(); k < x.N; ++k) dx.zero(rows.order[k]);
@@ -72,29 +68,31 @@ void write_hard(
 template <typename Acc, typename Row>
 void write_soft(
     const Features& x, const Rows<Acc>& rows, int activation, const Output& dx, const Row& row) {
-  const int64_t slots = rows.slots, width = padded(x.D);
-  const Numbers<Acc> table(new Acc[slots * width]);
-  at::parallel_for(0, slots, grain(slots * width, slots), [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      kernels<Acc>().store_gradient_row(row(slot, 0), width, table.get() + slot * width);
-    }
-  });
-  const GivenRows<Acc> given(width);
+  const GivenRows<Acc> given;
   const auto write_rows = kernels<Acc>().write_rows[activation][x.type];
-  at::parallel_for(0, x.N, grain(x.N * x.D, x.N), [&](int64_t begin, int64_t end) {
-    const Numbers<Acc> G(new Acc[2 * width]);
-    const Acc one = 1;
-    for (int64_t i = begin; i < end; ++i) {
-      const ClassRows<Acc> slots_of_row = rows.slots_of_row(i);
-      if (slots_of_row.count == 0) {
-        dx.zero(i);
-        continue;
+  const int64_t slots = rows.slots, N = x.N;
+  const Numbers<Acc> table(new Acc[slots * std::min(padded(x.D), kMostColumns)]);
+  for (int64_t first = 0; first < x.D; first += kMostColumns) {
+    const int64_t columns = std::min(x.D - first, kMostColumns), width = padded(columns);
+    at::parallel_for(0, slots, grain(slots * width, slots), [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; ++slot) {
+        kernels<Acc>().store_gradient_row(row(slot, first), width, table.get() + slot * width);
       }
-      kernels<Acc>().combine(slots_of_row, {table.get(), width, width}, G.get(), G.get() + width);
-      write_rows({&i, &one, 1}, x.columns(0, x.D), given(G.get()), dx.columns(0, x.D), dx.stream);
-    }
-    if (dx.stream) fence_streams();
-  });
+    });
+    at::parallel_for(0, N, grain(N * columns, N), [&](int64_t begin, int64_t end) {
+      Acc G[kMostColumns];
+      const Acc one = 1;
+      for (int64_t i = begin; i < end; ++i) {
+        std::fill(G, G + width, Acc(0));
+        kernels<Acc>().add_weighted(
+            rows.slots_of_row(i), {table.get(), width, width}, given.ones, G);
+        write_rows(
+            {&i, &one, 1}, x.columns(first, columns), given(G), dx.columns(first, columns),
+            dx.stream);
+      }
+      if (dx.stream) fence_streams();
+    });
+  }
 }
 
 template <typename Acc>
@@ -114,22 +112,27 @@ at::Tensor gradient_as(
     int activation) {
   TORCH_CHECK_VALUE(kept_tensors.size() == 1, "kept holds ", kept_tensors.size(), " tensors");
   const int64_t W = padded(x.D);
-  // (S + 4) W + S numbers
-  const int64_t S = (kept_tensors[0].numel() - 4 * W) / (W + 1);
+  // (S + 4) W + S + 1 numbers
+  const int64_t S = (kept_tensors[0].numel() - 4 * W - 1) / (W + 1);
   check_shape(kept_tensors[0], {Kept<Acc>::numbers(S, x.D)}, "kept[0]");
   const at::Tensor memory = kept_tensors[0].contiguous();
   const Kept<Acc> kept(const_cast<Acc*>(memory.const_data_ptr<Acc>()), S, x.D);
   const Output dx(x);
   const Rows<Acc> rows(row_tensors, x.N, S);
-  const Numbers<Acc> constant(new Acc[W]), slope(new Acc[W]);
+  const Numbers<Acc> constant(new Acc[W]);
   for (int64_t j = 0; rows.slots > 0 && j < W; ++j) {
     constant[j] = g1 * kept.constant[j] - g2 * kept.projection[j];
-    slope[j] = -g1 * kept.slope[j];
   }
+  const bool gini = *kept.factor != 0;
+  const Acc* slope = gini ? kept.inverse : kept.slope;
+  const Acc factor = gini ? -g1 * *kept.factor : -g1;
   const auto row = [&](int64_t slot, int64_t first) {
-    return GradientRow<Acc>{
-        kept.inverse + first, constant.get() + first, slope.get() + first,
-        kept.H + slot * W + first, g2 * kept.slot_coef[slot]};
+    return GradientRow<Acc>{kept.inverse + first,
+                            constant.get() + first,
+                            slope + first,
+                            kept.H + slot * W + first,
+                            factor,
+                            g2 * kept.slot_coef[slot]};
   };
   (is_soft(row_tensors) ? write_soft<Acc, decltype(row)>
                         : write_hard<Acc, decltype(row)>)(x, rows, activation, dx, row);
@@ -145,7 +148,7 @@ at::Tensor histogram_gradient_as(
   const int64_t width = padded(x.D);
   const at::Tensor table = at::constant_pad_nd(grad, {0, width - x.D}).contiguous();
   const Acc* data = table.const_data_ptr<Acc>();
-  const GivenRows<Acc> given(width);
+  const GivenRows<Acc> given;
   const Output dx(x);
   const Rows<Acc> rows(row_tensors, x.N, grad.size(0));
   const auto row = [&](int64_t slot, int64_t first) {

@@ -14,18 +14,13 @@ at::Tensor histogram_as(const Features& x, at::TensorList row_tensors, int64_t C
   Acc* out = table.mutable_data_ptr<Acc>();
   const auto class_mean = kernels<Acc>().class_mean[activation][x.type];
   const Rows<Acc> rows(row_tensors, x.N, C);
-  for_each_tile(slot_ranges(rows), x.N, x.D, [&](int64_t width, const auto& for_each) {
-    const Numbers<Acc> H(new Acc[4 * width]());  // and totals that nobody reads
-    for_each([&](const Tile& tile) {
-      const auto columns = x.columns(tile.first_column, tile.columns);
-      for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
-        class_mean(
-            rows.of_slot(slot), columns, H.get(), H.get() + width, H.get() + 2 * width,
-            H.get() + 3 * width);
-        std::copy(
-            H.get(), H.get() + tile.columns, out + rows.slot_class[slot] * x.D + tile.first_column);
-      }
-    });
+  for_each_tile(slot_ranges(rows), x.N, x.D, [&](const Tile& tile) {
+    const auto columns = x.columns(tile.first_column, tile.columns);
+    Acc H[kMostColumns], unused[2 * kMostColumns] = {};  // totals that nobody reads
+    for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
+      class_mean(rows.of_slot(slot), columns, H, unused, unused + kMostColumns);
+      std::copy(H, H + tile.columns, out + rows.slot_class[slot] * x.D + tile.first_column);
+    }
   });
   return table;
 }

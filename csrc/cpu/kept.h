@@ -6,13 +6,15 @@
 namespace discfused::cpu {
 
 // H [S, width], then of every column 1 / T, the coefficients of G_cj = 1 / T_j (g1 (constant_j -
-// slope_j H_cj) + g2 (slot_coef_c - projection_j)), and slot_coef [S].
+// factor slope_j H_cj) + g2 (slot_coef_c - projection_j)), slot_coef [S], and factor. Gini's slope
+// is 1 / T, and not stored again: a vector less in the first-level cache. Collision's factor is 1,
+// which is noted as 0.
 template <typename Acc>
 struct Kept {
   int64_t width;
-  Acc *H, *inverse, *constant, *slope, *projection, *slot_coef;
+  Acc *H, *inverse, *constant, *slope, *projection, *slot_coef, *factor;
 
-  static int64_t numbers(int64_t S, int64_t D) { return (S + 4) * padded(D) + S; }
+  static int64_t numbers(int64_t S, int64_t D) { return (S + 4) * padded(D) + S + 1; }
 
   Kept(Acc* data, int64_t S, int64_t D) : width(padded(D)), H(data) {
     inverse = H + S * width;
@@ -20,6 +22,7 @@ struct Kept {
     slope = constant + width;
     projection = slope + width;
     slot_coef = projection + width;
+    factor = slot_coef + S;
   }
 };
 

@@ -20,6 +20,8 @@ namespace discfused::cpu {
 
 constexpr int64_t kPadding = 16;
 constexpr int64_t kLine = 64;  // bytes of a line of the caches
+// Of a tile: the vectors that all its rows meet stay in the first-level cache.
+constexpr int64_t kMostColumns = 2048;
 
 inline int64_t padded(int64_t columns) { return (columns + kPadding - 1) / kPadding * kPadding; }
 
@@ -45,19 +47,18 @@ struct Columns {
   int64_t count;
 };
 
-// A row of the table's gradient: G_j = inverse_j (constant_j + slope_j H_j + offset)
+// A row of the table's gradient: G_j = inverse_j (constant_j + factor slope_j H_j + offset)
 template <typename Acc>
 struct GradientRow {
   const Acc *inverse, *constant, *slope, *H;
-  Acc offset;
+  Acc factor, offset;
 };
 
 template <typename Acc>
 struct Kernels {
-  // H = sum_k share_k phi(x_k), total += H, squares += H^2. `scratch` is one more row.
+  // H = sum_k share_k phi(x_k), total += H, squares += H^2, of kMostColumns at most
   using ClassMean = void (*)(
-      const ClassRows<Acc>& rows, Columns<const void*> x, Acc* H, Acc* total, Acc* squares,
-      Acc* scratch);
+      const ClassRows<Acc>& rows, Columns<const void*> x, Acc* H, Acc* total, Acc* squares);
   ClassMean class_mean[kActivations][kFeatureTypes];
 
   // sum = sum over rows k of table [rows, stride], in their order
@@ -73,18 +74,14 @@ struct Kernels {
   using Dot = Acc (*)(const Acc* H, const Acc* inverse, int64_t width);
   Dot dot;
 
-  // projection += A H inverse
-  using Project = void (*)(const Acc* H, const Acc* inverse, Acc A, int64_t width, Acc* projection);
-  Project project;
+  // sum += sum_k share_k scale table_k
+  using AddWeighted =
+      void (*)(const ClassRows<Acc>& rows, Columns<const Acc*> table, const Acc* scale, Acc* sum);
+  AddWeighted add_weighted;
 
   // out = G
   using StoreGradientRow = void (*)(const GradientRow<Acc>& G, int64_t width, Acc* out);
   StoreGradientRow store_gradient_row;
-
-  // sum = sum_k share_k table_k
-  using Combine =
-      void (*)(const ClassRows<Acc>& rows, Columns<const void*> table, Acc* sum, Acc* scratch);
-  Combine combine;
 
   // dx_k = share_k phi'(x_k) G; `stream`: past the caches, where rows of dx are aligned to it
   using WriteRows = void (*)(

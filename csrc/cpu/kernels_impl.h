@@ -34,13 +34,6 @@ struct Relu {
   }
 };
 
-struct Identity {
-  template <typename T>
-  static Vector<T> activate(Vector<T> x) {
-    return x;
-  }
-};
-
 // ---------------------------------------------------------------- rows of features
 
 // body(j, columns) for every vector of columns: j is its first one, `columns` how many it has.
@@ -62,6 +55,16 @@ inline auto read(const T* from, int64_t columns) {
   T part[DISCFUSED_VECTOR_BYTES / std::min<size_t>(sizeof(T), 4)] = {};
   std::memcpy(part, from, columns * sizeof(T));
   return widen(part);
+}
+
+// body(R) with R, 1 to 4, as a constant.
+template <int kMost = 4, typename Body>
+inline void with_constant(int64_t R, Body body) {
+  if (R == kMost) {
+    body(std::integral_constant<int, kMost>{});
+  } else if constexpr (kMost > 1) {
+    with_constant<kMost - 1>(R, body);
+  }
 }
 
 // H (+)= sum over R rows of share_k phi(x_k); if they are the last ones, total and squares follow.
@@ -89,51 +92,36 @@ inline void add_rows(
   });
 }
 
-// The first group has one to four rows, so that all others have four.
-template <typename Phi, typename T, bool kLast, typename Acc>
-inline void add_first_rows(
-    const ClassRows<Acc>& rows, int64_t count, Columns<const void*> x, Acc* H, Acc* total,
-    Acc* squares) {
-  switch (count) {
-    case 1:
-      return add_rows<Phi, T, true, kLast, 1>(rows, 0, x, H, total, squares);
-    case 2:
-      return add_rows<Phi, T, true, kLast, 2>(rows, 0, x, H, total, squares);
-    case 3:
-      return add_rows<Phi, T, true, kLast, 3>(rows, 0, x, H, total, squares);
-    case 4:
-      return add_rows<Phi, T, true, kLast, 4>(rows, 0, x, H, total, squares);
-  }
-}
-
 // Sums of more rows are made of sums of so many: rounding errors grow with the longest sum.
 constexpr int64_t kPieceRows = 256;
 
-template <typename Phi, typename T, bool kTotals, typename Acc>
-void weighted_sum(
-    const ClassRows<Acc>& rows, Columns<const void*> x, Acc* H, Acc* total, Acc* squares,
-    Acc* scratch) {
+template <typename Phi, typename T, typename Acc>
+void class_mean(
+    const ClassRows<Acc>& rows, Columns<const void*> x, Acc* H, Acc* total, Acc* squares) {
   if (rows.count <= kPieceRows) {
+    // The first group has one to four rows, so that all others have four.
     const int64_t first = (rows.count - 1) % 4 + 1;
-    if (first == rows.count) {
-      return add_first_rows<Phi, T, kTotals>(rows, first, x, H, total, squares);
+    with_constant(first, [&](auto R) {
+      if (first == rows.count)
+        return add_rows<Phi, T, true, true, R>(rows, 0, x, H, total, squares);
+      add_rows<Phi, T, true, false, R>(rows, 0, x, H, total, squares);
+    });
+    for (int64_t k = first; k < rows.count; k += 4) {
+      const auto add = k + 4 < rows.count ? add_rows<Phi, T, false, false, 4, Acc>
+                                          : add_rows<Phi, T, false, true, 4, Acc>;
+      add(rows, k, x, H, total, squares);
     }
-    add_first_rows<Phi, T, false>(rows, first, x, H, total, squares);
-    int64_t k = first;
-    for (; k + 4 < rows.count; k += 4) {
-      add_rows<Phi, T, false, false, 4>(rows, k, x, H, total, squares);
-    }
-    return add_rows<Phi, T, false, kTotals, 4>(rows, k, x, H, total, squares);
+    return;
   }
+  Acc part[kMostColumns], unused[2 * kMostColumns] = {};
+  for (int64_t j = 0; j < x.count; ++j) H[j] = 0;
   for (int64_t begin = 0; begin < rows.count; begin += kPieceRows) {
     const ClassRows<Acc> piece{
         rows.order + begin, rows.share + begin, std::min(kPieceRows, rows.count - begin)};
-    Acc* sum = begin == 0 ? H : scratch;
-    weighted_sum<Phi, T, false>(piece, x, sum, total, squares, scratch);
-    if (begin == 0) continue;
-    for (int64_t j = 0; j < x.count; ++j) H[j] += scratch[j];
+    class_mean<Phi, T>(piece, x, part, unused, unused + kMostColumns);
+    for (int64_t j = 0; j < x.count; ++j) H[j] += part[j];
   }
-  for (int64_t j = 0; kTotals && j < x.count; ++j) {
+  for (int64_t j = 0; j < x.count; ++j) {
     total[j] += H[j];
     squares[j] += H[j] * H[j];
   }
@@ -146,8 +134,8 @@ inline void write(T* to, V value, int64_t columns) {
 
 template <typename Acc>
 inline Vector<Acc> gradient_at(const GradientRow<Acc>& G, int64_t j) {
-  const Vector<Acc> inner = load(G.constant + j) + load(G.slope + j) * load(G.H + j) + G.offset;
-  return load(G.inverse + j) * inner;
+  const Vector<Acc> P = load(G.slope + j) * load(G.H + j);
+  return load(G.inverse + j) * (load(G.constant + j) + G.factor * P + G.offset);
 }
 
 // R rows, each vector of G computed once for all of them and never stored.
@@ -222,7 +210,8 @@ bool normalize(const Acc* total, int64_t width, Acc* inverse, Acc* squares) {
     // An infinite total gives NaN: it must not pass for a dead feature's 0.
     const Vector<Acc> live = reciprocal > kLargest ? Vector<Acc>{} : reciprocal + Acc(0) * T;
     store(inverse + j, live);
-    store(squares + j, load(squares + j) * live * live);
+    const Vector<Acc> square = load(squares + j) * live * live;
+    store(squares + j, square > 1 ? Vector<Acc>{} + 1 : square);  // by rounding; NaN passes
     extreme |= bits_as<Bits<Acc>>(((T < kLow) | (T > kHigh)) & (T != Vector<Acc>{}));
   }
   Acc any[kLanes<Acc>];
@@ -246,9 +235,19 @@ Acc dot(const Acc* H, const Acc* inverse, int64_t width) {
 }
 
 template <typename Acc>
-void project(const Acc* H, const Acc* inverse, Acc A, int64_t width, Acc* projection) {
-  for (int64_t j = 0; j < width; j += kLanes<Acc>) {
-    store(projection + j, load(projection + j) + A * (load(H + j) * load(inverse + j)));
+void add_weighted(
+    const ClassRows<Acc>& rows, Columns<const Acc*> table, const Acc* scale, Acc* sum) {
+  for (int64_t k = 0; k < rows.count; k += 4) {
+    with_constant(std::min<int64_t>(4, rows.count - k), [=](auto R) {
+      const Acc* row[R];
+      for (int r = 0; r < R; ++r) row[r] = table.data + rows.order[k + r] * table.row_stride;
+      for (int64_t j = 0; j < table.count; j += kLanes<Acc>) {
+        Vector<Acc> value = load(sum + j);
+        const Vector<Acc> factor = load(scale + j);  // first: share_k table_k may overflow
+        for (int r = 0; r < R; ++r) value += rows.share[k + r] * (factor * load(row[r] + j));
+        store(sum + j, value);
+      }
+    });
   }
 }
 
@@ -257,18 +256,12 @@ void store_gradient_row(const GradientRow<Acc>& G, int64_t width, Acc* out) {
   for (int64_t j = 0; j < width; j += kLanes<Acc>) store(out + j, gradient_at(G, j));
 }
 
-template <typename Acc>
-void combine(const ClassRows<Acc>& rows, Columns<const void*> table, Acc* sum, Acc* scratch) {
-  weighted_sum<Identity, Acc, false>(
-      rows, table, sum, static_cast<Acc*>(nullptr), static_cast<Acc*>(nullptr), scratch);
-}
-
 // ---------------------------------------------------------------- the set
 
 template <FeatureType type, typename T, typename Acc>
 constexpr void set_type(Kernels<Acc>& kernels) {
-  kernels.class_mean[kAbs][type] = weighted_sum<Abs, T, true, Acc>;
-  kernels.class_mean[kRelu][type] = weighted_sum<Relu, T, true, Acc>;
+  kernels.class_mean[kAbs][type] = class_mean<Abs, T, Acc>;
+  kernels.class_mean[kRelu][type] = class_mean<Relu, T, Acc>;
   kernels.write_rows[kAbs][type] = write_rows<Abs, T, Acc>;
   kernels.write_rows[kRelu][type] = write_rows<Relu, T, Acc>;
 }
@@ -284,9 +277,8 @@ constexpr Kernels<Acc> make_kernels() {
   kernels.sum_rows = sum_rows<Acc>;
   kernels.normalize = normalize<Acc>;
   kernels.dot = dot<Acc>;
-  kernels.project = project<Acc>;
+  kernels.add_weighted = add_weighted<Acc>;
   kernels.store_gradient_row = store_gradient_row<Acc>;
-  kernels.combine = combine<Acc>;
   return kernels;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "cpu/fresh_memory.h"
 #include "cpu/kept.h"
@@ -15,7 +16,6 @@ namespace {
 enum Impurity : int64_t { kGini, kCollision, kImpurities };
 
 constexpr double kProbabilityFloor = 1e-10;
-constexpr int64_t kSquaresOfALogarithm = 16;
 
 // H and, summed over each range of slots, totals [ranges, 2, width]: of H and of its square
 template <typename Acc>
@@ -23,21 +23,18 @@ void fill_table(
     const Features& x, const Rows<Acc>& rows, const std::vector<int64_t>& ranges, int activation,
     const Kept<Acc>& kept, Acc* totals) {
   const auto class_mean = kernels<Acc>().class_mean[activation][x.type];
-  for_each_tile(ranges, x.N, x.D, [&](int64_t width, const auto& for_each) {
-    const Numbers<Acc> scratch(new Acc[width]);
-    for_each([&](const Tile& tile) {
-      const int64_t end = padded(tile.columns);
-      Acc* total = totals + 2 * tile.range * kept.width + tile.first_column;
-      Acc* squares = total + kept.width;
-      std::fill(total, total + end, Acc(0));
-      std::fill(squares, squares + end, Acc(0));
-      const auto columns = x.columns(tile.first_column, tile.columns);
-      for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
-        Acc* H = kept.H + slot * kept.width + tile.first_column;
-        std::fill(H + end - kPadding, H + end, Acc(0));
-        class_mean(rows.of_slot(slot), columns, H, total, squares, scratch.get());
-      }
-    });
+  for_each_tile(ranges, x.N, x.D, [&](const Tile& tile) {
+    const int64_t end = padded(tile.columns);
+    Acc* total = totals + 2 * tile.range * kept.width + tile.first_column;
+    Acc* squares = total + kept.width;
+    std::fill(total, total + end, Acc(0));
+    std::fill(squares, squares + end, Acc(0));
+    const auto columns = x.columns(tile.first_column, tile.columns);
+    for (int64_t slot = tile.first_slot; slot < tile.last_slot; ++slot) {
+      Acc* H = kept.H + slot * kept.width + tile.first_column;
+      std::fill(H + end - kPadding, H + end, Acc(0));
+      class_mean(rows.of_slot(slot), columns, H, total, squares);
+    }
   });
 }
 
@@ -61,55 +58,46 @@ void normalize(
           const double P = kept.H[slot * width + first + j] * inverse[j];
           sum += P * P;
         }
-        squares[first + j] = static_cast<Acc>(sum);
+        squares[first + j] = static_cast<Acc>(sum > 1 ? 1 : sum);
       }
     }
   });
 }
 
-struct Impurities {
-  double mean;
-  int64_t live;
-};
-
-// The impurity term, and what the gradient needs of each feature for it.
+// The impurity term, and what the gradient needs of each feature for it. A dead feature and the
+// padding have 0 in `inverse` and in `squares`.
 template <typename Acc>
-Impurities impurity_term(
-    const Kept<Acc>& kept, int64_t D, int64_t slots, int64_t impurity, const Acc* squares) {
-  std::fill(kept.constant, kept.constant + kept.width, Acc(0));
-  std::fill(kept.slope, kept.slope + kept.width, Acc(0));
-  const bool collision = impurity == kCollision;
-  const bool alone = collision && slots < 2;  // 0, unless the features are not finite
-  const double unit = collision && !alone ? std::log(static_cast<double>(slots)) : 1;
-  Impurities result{0, 0};
-  double product = 1;  // of squares: one logarithm for several, none of which is below 1 / slots
-  for (int64_t j = 0; j < D; ++j) {
-    if (kept.inverse[j] == 0) {
-      result.mean += alone ? 0 : 1;
-      continue;
+double impurity_term(
+    const Kept<Acc>& kept, int64_t D, int64_t live, int64_t slots, int64_t impurity,
+    const Acc* squares) {
+  if (impurity == kCollision && slots > 1) {
+    const double unit = static_cast<double>(D) * std::log(static_cast<double>(slots));
+    const Acc factor = static_cast<Acc>(2 / unit);
+    double sum = 0, product = 1;
+    *kept.factor = 0;
+    for (int64_t j = 0; j < kept.width; ++j) {
+      const bool dead = kept.inverse[j] == 0;
+      kept.constant[j] = dead ? 0 : factor;
+      kept.slope[j] = dead ? 0 : factor * kept.inverse[j] / squares[j];
+      if (!dead) product *= squares[j];
+      // One logarithm for several squares, none of which is below 1 / slots.
+      if (j % kPadding != kPadding - 1) continue;
+      sum += std::log(product);
+      product = 1;
     }
-    ++result.live;
-    const double square = squares[j] > 1 ? 1 : squares[j];  // by rounding; NaN passes
-    if (alone) {
-      result.mean += 0 * square;
-      continue;
-    }
-    double factor = 2.0 / static_cast<double>(D);
-    if (collision) {
-      factor /= square * unit;
-      product *= square;
-      if (result.live % kSquaresOfALogarithm == 0) {
-        result.mean -= std::log(product) / unit;
-        product = 1;
-      }
-    } else {
-      result.mean += 1 - square;
-    }
-    kept.constant[j] = static_cast<Acc>(factor * square);
-    kept.slope[j] = static_cast<Acc>(factor * kept.inverse[j]);
+    return static_cast<double>(D - live) / static_cast<double>(D) - sum / unit;
   }
-  result.mean = (result.mean - std::log(product) / unit) / static_cast<double>(D);
-  return result;
+  const double alone = impurity == kCollision ? 0 : 1;  // 0, unless the features are not finite
+  const Acc factor = static_cast<Acc>(alone * 2 / static_cast<double>(D));
+  *kept.factor = factor;
+  if (factor == 0) std::fill(kept.slope, kept.slope + kept.width, Acc(0));
+  double sums[kPadding] = {};
+  for (int64_t j = 0; j < kept.width; j += kPadding) {
+    for (int64_t k = 0; k < kPadding; ++k) sums[k] += squares[j + k];
+  }
+  for (int64_t j = 0; j < kept.width; ++j) kept.constant[j] = factor * squares[j];
+  const double sum = std::accumulate(sums, sums + kPadding, 0.0);
+  return alone * (1 - sum / static_cast<double>(D));
 }
 
 // pi_c of every slot, and what classes without a slot add to kl.
@@ -128,17 +116,13 @@ struct Prior {
   }
 
   double of_absent_classes(int64_t C) const {
-    constexpr int64_t kBlock = 64;  // sums of sums: there may be very many classes
-    double sum = 0, part = 0;
+    double sum = 0;
     for (int64_t c = 0, slot = 0; given && c < C; ++c) {
       if (slot < rows.slots && rows.slot_class[slot] == c) {
         ++slot;
       } else if (given[c] != 0) {
-        part += given[c] * std::log(given[c] / kProbabilityFloor);
+        sum += given[c] * std::log(given[c] / kProbabilityFloor);
       }
-      if (c % kBlock != kBlock - 1 && c != C - 1) continue;
-      sum += part;
-      part = 0;
     }
     return sum;
   }
@@ -150,6 +134,7 @@ double divergence(
     const Kept<Acc>& kept, const std::vector<int64_t>& ranges, const Prior<Acc>& prior,
     int64_t live) {
   const int64_t width = kept.width, count = static_cast<int64_t>(ranges.size()) - 1;
+  constexpr int64_t kTogether[] = {0, 1, 2, 3};  // so many slots stay in the first-level cache
   const Numbers<Acc> projections(new Acc[count * width]);
   std::vector<double> partial(count);
   const int64_t numbers = 2 * ranges.back() * width;
@@ -157,22 +142,26 @@ double divergence(
     for (int64_t range = begin; range < end; ++range) {
       Acc* projection = projections.get() + range * width;
       std::fill(projection, projection + width, Acc(0));
-      for (int64_t slot = ranges[range]; slot < ranges[range + 1]; ++slot) {
-        const Acc* H = kept.H + slot * width;
-        const double q = kernels<Acc>().dot(H, kept.inverse, width) / static_cast<double>(live);
-        const double pi = prior.of_slot(slot);
-        const bool clamped = q < kProbabilityFloor;
-        if (pi != 0) partial[range] += pi * std::log(pi / (clamped ? kProbabilityFloor : q));
-        const double A = clamped || pi == 0 ? 0 : -pi / q;
-        kept.slot_coef[slot] = static_cast<Acc>(A / static_cast<double>(live));
-        kernels<Acc>().project(H, kept.inverse, kept.slot_coef[slot], width, projection);
+      const int64_t last = ranges[range + 1];
+      for (int64_t slot = ranges[range], next; slot < last; slot = next) {
+        next = std::min<int64_t>(slot + std::size(kTogether), last);
+        for (int64_t k = slot; k < next; ++k) {
+          const double q = kernels<Acc>().dot(kept.H + k * width, kept.inverse, width) /
+                           static_cast<double>(live);
+          const double pi = prior.of_slot(k);
+          const bool clamped = q < kProbabilityFloor;
+          if (pi != 0) partial[range] += pi * std::log(pi / (clamped ? kProbabilityFloor : q));
+          const double A = clamped || pi == 0 ? 0 : -pi / q;
+          kept.slot_coef[k] = static_cast<Acc>(A / static_cast<double>(live));
+        }
+        kernels<Acc>().add_weighted(
+            {kTogether, kept.slot_coef + slot, next - slot}, {kept.H + slot * width, width, width},
+            kept.inverse, projection);
       }
     }
   });
   kernels<Acc>().sum_rows(projections.get(), count, width, width, kept.projection);
-  double sum = 0;
-  for (const double value : partial) sum += value;
-  return sum;
+  return std::accumulate(partial.begin(), partial.end(), 0.0);
 }
 
 template <typename Acc>
@@ -193,16 +182,16 @@ auto terms_as(
     const Numbers<Acc> squares(new Acc[kept.width]);
     fill_table(x, rows, ranges, activation, kept, totals.get());
     normalize(kept, rows.slots, totals.get(), count, squares.get());
-    const Impurities impurities = impurity_term(kept, x.D, rows.slots, impurity, squares.get());
-    gini = impurities.mean;
+    const int64_t live = kept.width - std::count(kept.inverse, kept.inverse + kept.width, Acc(0));
+    gini = impurity_term(kept, x.D, live, rows.slots, impurity, squares.get());
     at::Tensor pi;
     if (prior) {
       check_shape(*prior, {C}, "prior");
       pi = prior->contiguous();
     }
     const Prior<Acc> classes(prior ? pi.const_data_ptr<Acc>() : nullptr, rows);
-    if (impurities.live > 0) {
-      kl = divergence(kept, ranges, classes, impurities.live) + classes.of_absent_classes(C);
+    if (live > 0) {
+      kl = divergence(kept, ranges, classes, live) + classes.of_absent_classes(C);
       if (kl < 0) kl = 0;  // by rounding
     } else {
       std::fill(kept.projection, kept.projection + kept.width, Acc(0));

@@ -78,12 +78,11 @@ struct Tile {
   int64_t first_column, columns;
 };
 
-// body(tiles) on several threads, where tiles(f) calls f(tile) for all of a thread. A row of a tile
-// fits the first-level cache; columns are split further only where threads would have no work, and
-// only between lines.
+// body(tile) on several threads. A row of a tile fits the first-level cache; columns are split
+// further only where threads would have no work, and only between lines.
 template <typename Body>
 void for_each_tile(const std::vector<int64_t>& ranges, int64_t N, int64_t D, const Body& body) {
-  constexpr int64_t kMostColumns = 2048, kFewestColumns = 256;
+  constexpr int64_t kFewestColumns = 256;
   constexpr int64_t kLineColumns = kLine / 2;  // of the smallest type
   const int64_t count = static_cast<int64_t>(ranges.size()) - 1;
   const int64_t wanted = divide_up(2 * at::get_num_threads(), count);
@@ -91,12 +90,10 @@ void for_each_tile(const std::vector<int64_t>& ranges, int64_t N, int64_t D, con
       std::clamp(divide_up(D, wanted * kLineColumns) * kLineColumns, kFewestColumns, kMostColumns);
   const int64_t across = divide_up(D, width), tasks = count * across;
   at::parallel_for(0, tasks, grain(N * D, tasks), [&](int64_t begin, int64_t end) {
-    body(width, [&](const auto& visit) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t range = task / across, column = task % across * width;
-        visit(Tile{range, ranges[range], ranges[range + 1], column, std::min(width, D - column)});
-      }
-    });
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t range = task / across, column = task % across * width;
+      body(Tile{range, ranges[range], ranges[range + 1], column, std::min(width, D - column)});
+    }
   });
 }
 

@@ -42,7 +42,7 @@ class CpuBackend:
         S = num_classes if soft else hard_slots(N, num_classes)
         width = (D + PADDING - 1) // PADDING * PADDING
         dtype = accumulation_dtype(features.dtype)
-        return (features.new_empty((S + 4) * width + S, dtype=dtype),)
+        return (features.new_empty((S + 4) * width + S + 1, dtype=dtype),)
 
     def sizes(self, rows: Sequence[Tensor], samples: int, num_classes: int) -> Tensor:
         index, weight = rows
