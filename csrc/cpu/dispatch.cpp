@@ -33,22 +33,16 @@ const KernelSet& detect() {
   return baseline::kernel_set;
 }
 
-const KernelSet& kernel_set() {
-  static const KernelSet& detected = detect();
-  return detected;
-}
-
 }  // namespace
 
-template <>
-const Kernels<float>& kernels() {
-  return kernel_set().of_float;
+template <typename Acc>
+const Kernels<Acc>& kernels() {
+  static const KernelSet& detected = detect();
+  return std::get<Kernels<Acc>>(detected);
 }
 
-template <>
-const Kernels<double>& kernels() {
-  return kernel_set().of_double;
-}
+template const Kernels<float>& kernels();
+template const Kernels<double>& kernels();
 
 void fence_streams() {
 #ifdef DISCFUSED_X86

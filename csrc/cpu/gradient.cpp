@@ -25,15 +25,9 @@ struct Output {
              x.D * tensor.element_size() % kLine == 0;
   }
 
-  char* at(int64_t row, int64_t column) const {
-    return static_cast<char*>(tensor.mutable_data_ptr()) +
-           (row * tensor.size(1) + column) * tensor.element_size();
-  }
   Columns<void*> columns(int64_t first, int64_t count) const {
-    return {at(0, first), tensor.size(1), count};
-  }
-  void zero(int64_t row) const {
-    std::memset(at(row, 0), 0, tensor.size(1) * tensor.element_size());
+    auto* data = static_cast<char*>(tensor.mutable_data_ptr());
+    return {data + first * tensor.element_size(), tensor.size(1), count};
   }
 };
 
@@ -61,7 +55,10 @@ void write_hard(
     }
     if (dx.stream) fence_streams();
   });
-  for (int64_t k = rows.count(); k < x.N; ++k) dx.zero(rows.order[k]);
+  const size_t bytes = x.D * x.tensor.element_size();  // of a row; those left do not count
+  for (int64_t k = rows.count(); k < x.N; ++k) {
+    std::memset(static_cast<char*>(dx.columns(0, x.D).data) + rows.order[k] * bytes, 0, bytes);
+  }
 }
 
 // Soft labels: each row has a combination of the rows of G.
@@ -95,6 +92,17 @@ void write_soft(
   }
 }
 
+template <typename Acc, typename Row>
+at::Tensor write(const Features& x, const Rows<Acc>& rows, int activation, const Row& row) {
+  const Output dx(x);
+  if (rows.soft()) {
+    write_soft(x, rows, activation, dx, row);
+  } else {
+    write_hard(x, rows, activation, dx, row);
+  }
+  return dx.tensor;
+}
+
 template <typename Acc>
 double upstream(const OptionalTensor& penalty, double weight, const OptionalTensor& term) {
   double sum = 0;
@@ -117,7 +125,6 @@ at::Tensor gradient_as(
   check_shape(kept_tensors[0], {Kept<Acc>::numbers(S, x.D)}, "kept[0]");
   const at::Tensor memory = kept_tensors[0].contiguous();
   const Kept<Acc> kept(const_cast<Acc*>(memory.const_data_ptr<Acc>()), S, x.D);
-  const Output dx(x);
   const Rows<Acc> rows(row_tensors, x.N, S);
   const Numbers<Acc> constant(new Acc[W]);
   for (int64_t j = 0; rows.slots > 0 && j < W; ++j) {
@@ -134,9 +141,7 @@ at::Tensor gradient_as(
                             factor,
                             g2 * kept.slot_coef[slot]};
   };
-  (is_soft(row_tensors) ? write_soft<Acc, decltype(row)>
-                        : write_hard<Acc, decltype(row)>)(x, rows, activation, dx, row);
-  return dx.tensor;
+  return write(x, rows, activation, row);
 }
 
 template <typename Acc>
@@ -149,14 +154,11 @@ at::Tensor histogram_gradient_as(
   const at::Tensor table = at::constant_pad_nd(grad, {0, width - x.D}).contiguous();
   const Acc* data = table.const_data_ptr<Acc>();
   const GivenRows<Acc> given;
-  const Output dx(x);
   const Rows<Acc> rows(row_tensors, x.N, grad.size(0));
   const auto row = [&](int64_t slot, int64_t first) {
     return given(data + rows.slot_class[slot] * width + first);
   };
-  (is_soft(row_tensors) ? write_soft<Acc, decltype(row)>
-                        : write_hard<Acc, decltype(row)>)(x, rows, activation, dx, row);
-  return dx.tensor;
+  return write(x, rows, activation, row);
 }
 
 }  // namespace

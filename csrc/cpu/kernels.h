@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <type_traits>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -62,26 +63,21 @@ struct Kernels {
   ClassMean class_mean[kActivations][kFeatureTypes];
 
   // sum = sum over rows k of table [rows, stride], in their order
-  using SumRows = void (*)(const Acc* table, int64_t rows, int64_t stride, int64_t width, Acc* sum);
-  SumRows sum_rows;
+  void (*sum_rows)(const Acc* table, int64_t rows, int64_t stride, int64_t width, Acc* sum);
 
   // inverse = 1 / total, or 0 for a dead feature; squares: sum_c H_c^2 -> sum_c P_c^2. Returns
   // whether a total is so large or small that the squares of H may have left Acc's range.
-  using Normalize = bool (*)(const Acc* total, int64_t width, Acc* inverse, Acc* squares);
-  Normalize normalize;
+  bool (*normalize)(const Acc* total, int64_t width, Acc* inverse, Acc* squares);
 
   // sum_j H_j inverse_j
-  using Dot = Acc (*)(const Acc* H, const Acc* inverse, int64_t width);
-  Dot dot;
+  Acc (*dot)(const Acc* H, const Acc* inverse, int64_t width);
 
   // sum += sum_k share_k scale table_k
-  using AddWeighted =
-      void (*)(const ClassRows<Acc>& rows, Columns<const Acc*> table, const Acc* scale, Acc* sum);
-  AddWeighted add_weighted;
+  void (*add_weighted)(
+      const ClassRows<Acc>& rows, Columns<const Acc*> table, const Acc* scale, Acc* sum);
 
   // out = G
-  using StoreGradientRow = void (*)(const GradientRow<Acc>& G, int64_t width, Acc* out);
-  StoreGradientRow store_gradient_row;
+  void (*store_gradient_row)(const GradientRow<Acc>& G, int64_t width, Acc* out);
 
   // dx_k = share_k phi'(x_k) G; `stream`: past the caches, where rows of dx are aligned to it
   using WriteRows = void (*)(
@@ -91,10 +87,7 @@ struct Kernels {
 };
 
 // The kernels for one instruction set.
-struct KernelSet {
-  Kernels<float> of_float;
-  Kernels<double> of_double;
-};
+using KernelSet = std::tuple<Kernels<float>, Kernels<double>>;
 
 // The kernels for the processor at hand.
 template <typename Acc>

@@ -13,13 +13,14 @@ namespace discfused::cpu::DISCFUSED_ISA {
 struct Abs {
   template <typename T>
   static Vector<T> activate(Vector<T> x) {
-    return bits_as<Vector<T>>(bits_as<Bits<T>>(x) & ~sign_mask<T>());
+    return reinterpret_cast<Vector<T>>(reinterpret_cast<Bits<T>>(x) & ~sign_mask<T>());
   }
   // phi'(x) g; 0 at x = 0
   template <typename T>
   static Vector<T> pull_back(Vector<T> x, Vector<T> g) {
-    const Bits<T> sign = bits_as<Bits<T>>(x) & sign_mask<T>();
-    return x == Vector<T>{} ? Vector<T>{} : bits_as<Vector<T>>(bits_as<Bits<T>>(g) ^ sign);
+    const Bits<T> sign = reinterpret_cast<Bits<T>>(x) & sign_mask<T>();
+    return x == Vector<T>{} ? Vector<T>{}
+                            : reinterpret_cast<Vector<T>>(reinterpret_cast<Bits<T>>(g) ^ sign);
   }
 };
 
@@ -102,9 +103,9 @@ void class_mean(
     // The first group has one to four rows, so that all others have four.
     const int64_t first = (rows.count - 1) % 4 + 1;
     with_constant(first, [&](auto R) {
-      if (first == rows.count)
-        return add_rows<Phi, T, true, true, R>(rows, 0, x, H, total, squares);
-      add_rows<Phi, T, true, false, R>(rows, 0, x, H, total, squares);
+      const auto add = first < rows.count ? add_rows<Phi, T, true, false, R, Acc>
+                                          : add_rows<Phi, T, true, true, R, Acc>;
+      add(rows, 0, x, H, total, squares);
     });
     for (int64_t k = first; k < rows.count; k += 4) {
       const auto add = k + 4 < rows.count ? add_rows<Phi, T, false, false, 4, Acc>
@@ -125,11 +126,6 @@ void class_mean(
     total[j] += H[j];
     squares[j] += H[j] * H[j];
   }
-}
-
-template <typename T, typename V>
-inline void write(T* to, V value, int64_t columns) {
-  std::memcpy(to, &value, columns * sizeof(T));
 }
 
 template <typename Acc>
@@ -157,7 +153,10 @@ inline void write_some_rows(
   if (!stream_rows) {
     return for_each_vector<Acc>(x.count, [=](int64_t j, auto columns) {
       const Vector<Acc> g = gradient_at(G, j);
-      for (int r = 0; r < R; ++r) write(to[r] + j, value_at(r, j, columns, g), columns);
+      for (int r = 0; r < R; ++r) {
+        const auto value = value_at(r, j, columns, g);
+        std::memcpy(to[r] + j, &value, columns * sizeof(T));
+      }
     });
   }
   // A line of each row at once: one that was left half streamed would go to memory in pieces.
@@ -212,12 +211,11 @@ bool normalize(const Acc* total, int64_t width, Acc* inverse, Acc* squares) {
     store(inverse + j, live);
     const Vector<Acc> square = load(squares + j) * live * live;
     store(squares + j, square > 1 ? Vector<Acc>{} + 1 : square);  // by rounding; NaN passes
-    extreme |= bits_as<Bits<Acc>>(((T < kLow) | (T > kHigh)) & (T != Vector<Acc>{}));
+    extreme |= reinterpret_cast<Bits<Acc>>(((T < kLow) | (T > kHigh)) & (T != Vector<Acc>{}));
   }
-  Acc any[kLanes<Acc>];
-  std::memcpy(any, &extreme, sizeof any);
-  const unsigned char* bytes = reinterpret_cast<const unsigned char*>(any);
-  return std::any_of(bytes, bytes + sizeof any, [](unsigned char byte) { return byte != 0; });
+  bool any = false;
+  for (int64_t k = 0; k < kLanes<Acc>; ++k) any |= extreme[k] != 0;
+  return any;
 }
 
 template <typename Acc>
@@ -231,7 +229,7 @@ Acc dot(const Acc* H, const Acc* inverse, int64_t width) {
   }
   for (int k = 0; j < width; j += L, ++k) sum[k] += load(H + j) * load(inverse + j);
   for (int k = 1; k < kSums; ++k) sum[0] += sum[k];
-  return Lanes<Acc>::sum(sum[0]);
+  return sum_of_lanes<Acc>(sum[0]);
 }
 
 template <typename Acc>
@@ -283,6 +281,6 @@ constexpr Kernels<Acc> make_kernels() {
 }
 
 extern const KernelSet kernel_set;
-const KernelSet kernel_set{make_kernels<float>(), make_kernels<double>()};
+constexpr KernelSet kernel_set{make_kernels<float>(), make_kernels<double>()};
 
 }  // namespace discfused::cpu::DISCFUSED_ISA

@@ -42,22 +42,18 @@ void sort_by_label(const int64_t* y, int64_t C, int64_t* order, int64_t count) {
   }
 }
 
+// What `rows` returns for N samples of the labels y and the weights s (or null).
 template <typename Acc>
-std::vector<at::Tensor> hard(
-    const at::Tensor& target, const at::Tensor& weights, int64_t C, int64_t ignore_index,
-    at::ScalarType dtype) {
-  const int64_t N = target.size(0), S = std::min(N, C);
-  const int64_t* y = target.const_data_ptr<int64_t>();
-  const Acc* s = weights.defined() ? weights.const_data_ptr<Acc>() : nullptr;
-  check_labels(y, N, C, ignore_index);
-  at::Tensor index = at::empty({N + 2 * S + 1}, target.options());
-  at::Tensor weight = at::empty({N + S}, target.options().dtype(dtype));
+std::vector<at::Tensor> group(
+    const int64_t* y, const Acc* s, int64_t N, int64_t C, int64_t ignore_index) {
+  const int64_t S = std::min(N, C);
+  at::Tensor index = at::empty({N + 2 * S + 1}, at::kLong);
+  at::Tensor weight = at::empty({N + S}, c10::CppTypeToScalarType<Acc>::value);
   int64_t* order = index.mutable_data_ptr<int64_t>();
   int64_t* offsets = order + N;
   int64_t* slot_class = offsets + S + 1;
   Acc* share = weight.mutable_data_ptr<Acc>();
   Acc* sizes = share + N;
-
   int64_t last = 0, ignored = N;
   for (int64_t i = 0; i < N; ++i) {
     const bool counts = y[i] != ignore_index && !(s && s[i] == 0);
@@ -84,24 +80,6 @@ std::vector<at::Tensor> hard(
   return {index, weight};
 }
 
-template <typename Acc>
-std::vector<at::Tensor> soft(
-    const at::Tensor& target, const at::Tensor& weights, at::ScalarType dtype) {
-  at::Tensor m = at::empty(target.sizes(), target.options().dtype(dtype));
-  const int64_t N = m.size(0), C = m.size(1);
-  const at::Tensor labels = target.to(dtype).contiguous();
-  const Acc* t = labels.const_data_ptr<Acc>();
-  const Acc* s = weights.defined() ? weights.const_data_ptr<Acc>() : nullptr;
-  Acc* out = m.mutable_data_ptr<Acc>();
-  for (int64_t i = 0; i < N; ++i) {
-    const Acc factor = s ? s[i] : Acc(1);
-    for (int64_t c = 0; c < C; ++c) {
-      out[i * C + c] = factor == 0 ? Acc(0) : t[i * C + c] * factor;
-    }
-  }
-  return {at::empty({0}, target.options().dtype(at::kLong)), m};
-}
-
 }  // namespace
 
 std::vector<at::Tensor> rows(
@@ -120,10 +98,22 @@ std::vector<at::Tensor> rows(
     check_shape(*sample_weight, {target.size(0)}, "sample_weight");
     weights = sample_weight->to(dtype).contiguous();
   }
-  const bool in_double = dtype == at::kDouble;
-  if (is_soft) return (in_double ? soft<double> : soft<float>)(target, weights, dtype);
-  return (in_double ? hard<double> : hard<float>)(target.contiguous(), weights, num_classes,
-                                                  ignore_index, dtype);
+  if (is_soft) {
+    at::Tensor m = at::empty(target.sizes(), target.options().dtype(dtype)).copy_(target);
+    if (sample_weight) {
+      const at::Tensor s = weights.unsqueeze(1);
+      m.mul_(s).masked_fill_(s.eq(0), 0);  // whatever stands in rows that do not count
+    }
+    return {at::empty({0}, target.options().dtype(at::kLong)), m};
+  }
+  const at::Tensor labels = target.contiguous();
+  const int64_t* y = labels.const_data_ptr<int64_t>();
+  check_labels(y, target.size(0), num_classes, ignore_index);
+  const auto run = [&](auto zero) {
+    const auto* s = sample_weight ? weights.const_data_ptr<decltype(zero)>() : nullptr;
+    return group(y, s, target.size(0), num_classes, ignore_index);
+  };
+  return dtype == at::kDouble ? run(double{}) : run(float{});
 }
 
 template <typename Acc>
@@ -131,65 +121,52 @@ Rows<Acc>::Rows(at::TensorList rows, int64_t N, int64_t num_classes) {
   TORCH_CHECK_VALUE(rows.size() == 2, "rows holds ", rows.size(), " tensors, expected 2");
   if (is_soft(rows)) {
     check_shape(rows[1], {N, num_classes}, "rows[1]");
-    sort_soft(rows[1].contiguous());
+    group_soft(rows[1].contiguous());
     return;
   }
   const int64_t S = std::min(N, num_classes);
   check_shape(rows[0], {N + 2 * S + 1}, "rows[0]");
   check_shape(rows[1], {N + S}, "rows[1]");
+  point_to(rows, N, S);
+}
+
+template <typename Acc>
+void Rows<Acc>::point_to(at::TensorList rows, int64_t samples, int64_t S) {
   order = rows[0].const_data_ptr<int64_t>();
-  offsets = order + N;
+  offsets = order + samples;
   slot_class = offsets + S + 1;
   share = rows[1].const_data_ptr<Acc>();
-  sizes = share + N;
+  sizes = share + samples;
   slots = std::find(slot_class, slot_class + S, -1) - slot_class;
 }
 
 template <typename Acc>
-void Rows<Acc>::sort_soft(const at::Tensor& membership) {
+void Rows<Acc>::group_soft(const at::Tensor& membership) {
   const int64_t N = membership.size(0), C = membership.size(1);
   const Acc* m = membership.const_data_ptr<Acc>();
-  std::vector<double> size(C);
-  std::vector<int64_t> next(C), slot_of(C);
-  for (int64_t i = 0; i < N; ++i) {
-    for (int64_t c = 0; c < C; ++c) {
-      size[c] += m[i * C + c];
-      next[c] += m[i * C + c] != 0;
-    }
-  }
-  const int64_t total = std::accumulate(next.begin(), next.end(), int64_t{0});
-  indices.resize(total + 2 * C + 1);
-  weights.resize(total + C);
-  int64_t* const first_rows = indices.data() + total;
-  int64_t* const classes = first_rows + C + 1;
-  slots = 0;
-  for (int64_t c = 0, begin = 0; c < C; ++c) {
-    if (next[c] == 0) continue;
-    slot_of[c] = slots;
-    classes[slots] = c;
-    weights[total + slots] = static_cast<Acc>(size[c]);
-    first_rows[slots] = begin;
-    begin += std::exchange(next[c], begin);
-    first_rows[++slots] = begin;
-  }
+  std::vector<int64_t> row, label;  // of every m_ic != 0
   row_offsets.push_back(0);
   for (int64_t i = 0; i < N; ++i) {
     for (int64_t c = 0; c < C; ++c) {
       if (m[i * C + c] == 0) continue;
-      const Acc part = static_cast<Acc>(m[i * C + c] / size[c]);
-      const int64_t k = next[c]++;
-      indices[k] = i;
-      weights[k] = part;
-      row_slots.push_back(slot_of[c]);
-      row_share.push_back(part);
+      row.push_back(i);
+      label.push_back(c);
+      row_share.push_back(m[i * C + c]);
     }
-    row_offsets.push_back(static_cast<int64_t>(row_slots.size()));
+    row_offsets.push_back(static_cast<int64_t>(row.size()));
   }
-  order = indices.data();
-  offsets = first_rows;
-  slot_class = classes;
-  share = weights.data();
-  sizes = share + total;
+  const int64_t samples = row_offsets.back();
+  grouped = group(label.data(), row_share.data(), samples, C, -1);
+  point_to(grouped, samples, std::min(samples, C));
+  int64_t* index = grouped[0].mutable_data_ptr<int64_t>();
+  row_slots.resize(samples);
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    for (int64_t k = offsets[slot]; k < offsets[slot + 1]; ++k) {
+      const int64_t sample = std::exchange(index[k], row[index[k]]);
+      row_slots[sample] = slot;
+      row_share[sample] = share[k];
+    }
+  }
 }
 
 template struct Rows<float>;

@@ -35,6 +35,7 @@ struct Rows {
   Rows(const Rows&) = delete;  // it may point into its own memory
 
   int64_t count() const { return offsets[slots]; }
+  bool soft() const { return !row_offsets.empty(); }
   ClassRows<Acc> of_slot(int64_t slot) const {
     const int64_t begin = offsets[slot];
     return {order + begin, share + begin, offsets[slot + 1] - begin};
@@ -46,9 +47,11 @@ struct Rows {
   }
 
  private:
-  void sort_soft(const at::Tensor& membership);
-  std::vector<int64_t> indices, row_slots, row_offsets;
-  std::vector<Acc> weights, row_share;
+  void point_to(at::TensorList rows, int64_t samples, int64_t S);
+  void group_soft(const at::Tensor& membership);
+  std::vector<at::Tensor> grouped;  // soft labels
+  std::vector<int64_t> row_slots, row_offsets;
+  std::vector<Acc> row_share;
 };
 
 }  // namespace discfused::cpu

@@ -100,38 +100,31 @@ double impurity_term(
   return alone * (1 - sum / static_cast<double>(D));
 }
 
-// pi_c of every slot, and what classes without a slot add to kl.
+// pi_c of every slot, from that of all classes or from the batch. Returns what the classes without
+// a slot add to kl.
 template <typename Acc>
-struct Prior {
-  const Acc* given;  // [C] or null: the classes of the batch
-  const Rows<Acc>& rows;
-  double total = 0;
-
-  Prior(const Acc* given, const Rows<Acc>& rows) : given(given), rows(rows) {
-    for (int64_t slot = 0; slot < rows.slots; ++slot) total += rows.sizes[slot];
+double prior_of_slots(const Acc* given, const Rows<Acc>& rows, int64_t C, std::vector<double>& pi) {
+  if (!given) {
+    const double total = std::accumulate(rows.sizes, rows.sizes + rows.slots, 0.0);
+    for (int64_t slot = 0; slot < rows.slots; ++slot) pi.push_back(rows.sizes[slot] / total);
+    return 0;
   }
-
-  double of_slot(int64_t slot) const {
-    return given ? given[rows.slot_class[slot]] : rows.sizes[slot] / total;
-  }
-
-  double of_absent_classes(int64_t C) const {
-    double sum = 0;
-    for (int64_t c = 0, slot = 0; given && c < C; ++c) {
-      if (slot < rows.slots && rows.slot_class[slot] == c) {
-        ++slot;
-      } else if (given[c] != 0) {
-        sum += given[c] * std::log(given[c] / kProbabilityFloor);
-      }
+  double absent = 0;
+  for (int64_t c = 0, slot = 0; c < C; ++c) {
+    if (slot < rows.slots && rows.slot_class[slot] == c) {
+      pi.push_back(given[c]);
+      ++slot;
+    } else if (given[c] != 0) {
+      absent += given[c] * std::log(given[c] / kProbabilityFloor);
     }
-    return sum;
   }
-};
+  return absent;
+}
 
 // kl, slot_coef and projection
 template <typename Acc>
 double divergence(
-    const Kept<Acc>& kept, const std::vector<int64_t>& ranges, const Prior<Acc>& prior,
+    const Kept<Acc>& kept, const std::vector<int64_t>& ranges, const std::vector<double>& prior,
     int64_t live) {
   const int64_t width = kept.width, count = static_cast<int64_t>(ranges.size()) - 1;
   constexpr int64_t kTogether[] = {0, 1, 2, 3};  // so many slots stay in the first-level cache
@@ -148,7 +141,7 @@ double divergence(
         for (int64_t k = slot; k < next; ++k) {
           const double q = kernels<Acc>().dot(kept.H + k * width, kept.inverse, width) /
                            static_cast<double>(live);
-          const double pi = prior.of_slot(k);
+          const double pi = prior[k];
           const bool clamped = q < kProbabilityFloor;
           if (pi != 0) partial[range] += pi * std::log(pi / (clamped ? kProbabilityFloor : q));
           const double A = clamped || pi == 0 ? 0 : -pi / q;
@@ -184,19 +177,16 @@ auto terms_as(
     normalize(kept, rows.slots, totals.get(), count, squares.get());
     const int64_t live = kept.width - std::count(kept.inverse, kept.inverse + kept.width, Acc(0));
     gini = impurity_term(kept, x.D, live, rows.slots, impurity, squares.get());
-    at::Tensor pi;
+    at::Tensor given;
     if (prior) {
       check_shape(*prior, {C}, "prior");
-      pi = prior->contiguous();
+      given = prior->contiguous();
     }
-    const Prior<Acc> classes(prior ? pi.const_data_ptr<Acc>() : nullptr, rows);
-    if (live > 0) {
-      kl = divergence(kept, ranges, classes, live) + classes.of_absent_classes(C);
-      if (kl < 0) kl = 0;  // by rounding
-    } else {
-      std::fill(kept.projection, kept.projection + kept.width, Acc(0));
-      std::fill(kept.slot_coef, kept.slot_coef + rows.slots, Acc(0));
-    }
+    std::vector<double> pi;
+    const double absent =
+        prior_of_slots(prior ? given.const_data_ptr<Acc>() : nullptr, rows, C, pi);
+    kl = divergence(kept, ranges, pi, std::max<int64_t>(live, 1)) + absent;
+    if (kl < 0 || live == 0) kl = 0;  // below 0 by rounding
   }
   const auto scalar = [&](double value) {
     at::Tensor tensor = at::empty({}, options);

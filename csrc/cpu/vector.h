@@ -6,19 +6,12 @@
 
 namespace discfused::cpu::DISCFUSED_ISA {
 
+// In a struct because an alias cannot carry the attribute.
 template <typename T>
-struct VectorOf;
-
-template <>
-struct VectorOf<float> {
-  typedef float Type __attribute__((vector_size(DISCFUSED_VECTOR_BYTES)));
-  typedef uint32_t Bits __attribute__((vector_size(DISCFUSED_VECTOR_BYTES)));
-};
-
-template <>
-struct VectorOf<double> {
-  typedef double Type __attribute__((vector_size(DISCFUSED_VECTOR_BYTES)));
-  typedef uint64_t Bits __attribute__((vector_size(DISCFUSED_VECTOR_BYTES)));
+struct VectorOf {
+  using Integer = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  typedef T Type __attribute__((vector_size(DISCFUSED_VECTOR_BYTES)));
+  typedef Integer Bits __attribute__((vector_size(DISCFUSED_VECTOR_BYTES)));
 };
 
 template <typename T>
@@ -29,7 +22,8 @@ using Bits = typename VectorOf<T>::Bits;
 template <typename T>
 constexpr int64_t kLanes = DISCFUSED_VECTOR_BYTES / sizeof(T);
 
-// memcpy is how to say "unaligned" to the compiler: it becomes one instruction.
+// memcpy is how to say "unaligned" to the compiler: it becomes one instruction. A cast from vector
+// to vector keeps the bits.
 template <typename T>
 inline Vector<T> load(const T* from) {
   Vector<T> v;
@@ -42,38 +36,22 @@ inline void store(T* to, Vector<T> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-template <typename To, typename From>
-inline To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
 // A 1 in the place of the sign, and 0 elsewhere.
 template <typename T>
 inline Bits<T> sign_mask() {
   return ~(~Bits<T>{} >> 1);
 }
 
-// The sum of all lanes, by halves. Inner types because an alias cannot carry the attribute.
-template <typename T, int64_t kBytes = DISCFUSED_VECTOR_BYTES>
-struct Lanes {
-  typedef T All __attribute__((vector_size(kBytes)));
-  typedef T HalfOfAll __attribute__((vector_size(kBytes / 2)));
-
-  static T sum(All v) {
-    if constexpr (kBytes > 16) {
-      HalfOfAll halves[2];
-      std::memcpy(halves, &v, sizeof v);
-      return Lanes<T, kBytes / 2>::sum(halves[0] + halves[1]);
-    } else if constexpr (sizeof(T) == 4) {
-      return (v[0] + v[1]) + (v[2] + v[3]);
-    } else {
-      return v[0] + v[1];
-    }
+// The sum of all lanes, by halves.
+template <typename T>
+inline T sum_of_lanes(Vector<T> v) {
+  T lanes[kLanes<T>];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
+    for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
   }
-};
+  return lanes[0];
+}
 
 // Stores past the caches, for what is too large to be found there again: the processor need not
 // read a line before it overwrites it. `to` is aligned to the size of v.
@@ -81,14 +59,11 @@ template <typename V>
 inline void stream(void* to, V v) {
 #ifdef DISCFUSED_X86
   if constexpr (sizeof v == sizeof(__m512i)) {
-    _mm512_stream_si512(static_cast<__m512i*>(to), bits_as<__m512i>(v));
-    return;
+    return _mm512_stream_si512(static_cast<__m512i*>(to), reinterpret_cast<__m512i>(v));
   } else if constexpr (sizeof v == sizeof(__m256i)) {
-    _mm256_stream_si256(static_cast<__m256i*>(to), bits_as<__m256i>(v));
-    return;
+    return _mm256_stream_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(v));
   } else if constexpr (sizeof v == sizeof(__m128i)) {
-    _mm_stream_si128(static_cast<__m128i*>(to), bits_as<__m128i>(v));
-    return;
+    return _mm_stream_si128(static_cast<__m128i*>(to), reinterpret_cast<__m128i>(v));
   }
 #endif
   std::memcpy(to, &v, sizeof v);
@@ -119,7 +94,8 @@ inline Vector<float> widen(const float* from) { return load(from); }
 inline Vector<double> widen(const double* from) { return load(from); }
 
 inline Vector<float> widen(const BFloat16* from) {
-  return bits_as<Vector<float>>(__builtin_convertvector(load_bits(from), Bits<float>) << 16);
+  return reinterpret_cast<Vector<float>>(
+      __builtin_convertvector(load_bits(from), Bits<float>) << 16);
 }
 
 inline Vector<float> widen(const Half* from) {
@@ -127,13 +103,14 @@ inline Vector<float> widen(const Half* from) {
   const Bits<float> sign = (half & 0x8000) << 16;
   const Bits<float> magnitude = (half & 0x7fff) << 13;
   // The exponent is 112 too small. A product corrects it and normalises subnormal numbers.
-  const Bits<float> finite = bits_as<Bits<float>>(bits_as<Vector<float>>(magnitude) * 0x1p112f);
+  const Bits<float> finite =
+      reinterpret_cast<Bits<float>>(reinterpret_cast<Vector<float>>(magnitude) * 0x1p112f);
   const Bits<float> special = magnitude | 0x7f800000;
-  return bits_as<Vector<float>>(sign | (magnitude >= 0x0f800000 ? special : finite));
+  return reinterpret_cast<Vector<float>>(sign | (magnitude >= 0x0f800000 ? special : finite));
 }
 
 inline HalfBits to_bfloat16(Vector<float> v) {
-  const Bits<float> bits = bits_as<Bits<float>>(v);
+  const Bits<float> bits = reinterpret_cast<Bits<float>>(v);
   // Half a unit, or a hair less where the last kept bit is 0: round to nearest even.
   const Bits<float> rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const Bits<float> nan = bits >> 16 | 0x40;
@@ -141,12 +118,12 @@ inline HalfBits to_bfloat16(Vector<float> v) {
 }
 
 inline HalfBits to_half(Vector<float> v) {
-  const Bits<float> bits = bits_as<Bits<float>>(v);
+  const Bits<float> bits = reinterpret_cast<Bits<float>>(v);
   const Bits<float> sign = bits >> 16 & 0x8000;
   const Bits<float> magnitude = bits & 0x7fffffff;
   // Below 2^-14 the result is subnormal: adding 0.5 lets the processor round at its last bit.
   const Bits<float> subnormal =
-      bits_as<Bits<float>>(bits_as<Vector<float>>(magnitude) + 0.5f) - 0x3f000000;
+      reinterpret_cast<Bits<float>>(reinterpret_cast<Vector<float>>(magnitude) + 0.5f) - 0x3f000000;
   const Bits<float> normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
   const Bits<float> nan = Bits<float>{} + 0x7e00;
   const Bits<float> infinity = Bits<float>{} + 0x7c00;
