@@ -19,6 +19,10 @@ namespace discfused::cuda {
 
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+// Of a block that has one item for each lane, which its warps share.
+__device__ inline int64_t block_item() {
+  return static_cast<int64_t>(blockIdx.x) * kWarp + lane_index();
+}
 
 // Of a lane. Columns beyond D are read as the last one and are not stored.
 struct LaneColumns {
@@ -50,6 +54,13 @@ __device__ A block_sum(A value) {
   for (int w = 0; w < kWarps; ++w) total += of_warp[w];
   __syncthreads();  // before of_warp is used again
   return total;
+}
+
+template <typename A>
+__device__ A block_sum_of(const A* values, int64_t count) {
+  A sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += values[i];
+  return block_sum(sum);
 }
 
 // Adds up the columns that the warps of a block have in common; all threads must call it.

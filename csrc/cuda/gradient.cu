@@ -125,13 +125,7 @@ void launch_soft_gradient(const SoftGradientParams<T>& p, Stream stream) {
   launch(soft_gradient_kernel<T>, product_blocks(p.N, p.D), p, stream);
 }
 
-#define DISCFUSED_INSTANTIATE(T)                                   \
-  template void launch_gradient(const GradientParams<T>&, Stream); \
-  template void launch_soft_gradient(const SoftGradientParams<T>&, Stream);
-DISCFUSED_INSTANTIATE(float)
-DISCFUSED_INSTANTIATE(double)
-DISCFUSED_INSTANTIATE(c10::Half)
-DISCFUSED_INSTANTIATE(c10::BFloat16)
-#undef DISCFUSED_INSTANTIATE
+DISCFUSED_INSTANTIATE(launch_gradient, GradientParams)
+DISCFUSED_INSTANTIATE(launch_soft_gradient, SoftGradientParams)
 
 }  // namespace discfused::cuda

@@ -50,55 +50,48 @@ DISCFUSED_HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return
 
 // ---------------------------------------------------------------- rows
 
-// What the stage `rows` returns for hard labels, as kernels read it. Slots are the classes that are
-// present, in the order of classes; empty slots follow them. Slot S has the rows that do not count.
+// What the stage `rows` returns for hard labels, as kernels read it. Where C <= N a slot is a
+// class. Else S = N, and the slot of a class is where its rows begin in `order`: a class of k rows
+// is followed by k - 1 empty slots. Slot S has the rows that do not count.
 template <typename A>
 struct Rows {
   int64_t N, S;
-  const int64_t* order;       // [N] rows slot after slot, each slot's in their own order
-  const int64_t* row_slot;    // [N] the slots of these
-  const int64_t* offsets;     // [S + 2] where the rows of a slot begin in `order`
-  const int64_t* slot_class;  // [S] -1 for an empty slot
-  const A* weight;            // [N] sample weights in the order of `order`
-  const A* size;              // [S] n_c, 0 for an empty slot
-  const A* total;             // [] sum of the sizes
+  int64_t* order;       // [N] rows slot after slot, each slot's in their own order
+  int64_t* row_slot;    // [N] the slots of these
+  int64_t* offsets;     // [S + 2] where the rows of a slot begin in `order`
+  int64_t* slot_class;  // [S] -1 for an empty slot
+  A* weight;            // [N] sample weights in the order of `order`
+  A* size;              // [S] n_c, 0 for an empty slot
+  A* total;             // [] sum of the sizes
 };
 
-// The class of a row; C if the row does not count, C + 1 if its label is out of range.
+constexpr int64_t kRun = 1024;       // rows of the first runs
+constexpr int64_t kRunsAtOnce = 32;  // to merge: the work for a row grows with their number
+
+// Runs of `length` rows, each in the order of classes. A row that does not count has class C.
 template <typename A>
-struct LabelsParams {
+struct Runs {
+  int64_t length;
+  int64_t *label, *row;  // [N]
+  A* mass;               // [N] sum of the class's sample weights in the run, if there are any
+};
+
+// The kernels of this stage run one after the other: labels -> runs -> longer runs -> rows.
+template <typename A>
+struct RowsParams {
   const int64_t* target;
   const A* sample_weight;  // or null
-  int64_t N, C, ignore_index;
-  int64_t* label;  // [N]
-};
-
-// Rows, but for the sizes, from sorted labels.
-template <typename A>
-struct SegmentsParams {
-  const int64_t *label, *order;  // [N] sorted, and the rows they come from
-  const int64_t* rank;           // [N - 1] how many changes of label there are up to the next one
-  const A* sample_weight;        // or null
-  int64_t N, S, C;
-  int64_t *row_slot, *offsets, *slot_class;
-  A* weight;
-  int32_t* bad;  // [] gets the number of labels out of range, if there are any
+  int64_t C, ignore_index;
+  Rows<A> out;
+  bool last;  // whether a kernel has all rows at once, and fills `out`; else `merged`
+  Runs<A> runs, merged;
+  A* whole;        // [first runs] sums of the sample weights
+  int64_t* wrong;  // [first runs] numbers of labels out of range
+  int32_t* bad;    // [] gets the number of labels out of range, if there are any
 };
 
 template <typename A>
-struct SizesParams {
-  const int64_t* offsets;
-  const A* weight;
-  int64_t S;
-  A* size;
-};
-
-template <typename A>
-void launch_labels(const LabelsParams<A>&, Stream);
-template <typename A>
-void launch_segments(const SegmentsParams<A>&, Stream);
-template <typename A>
-void launch_sizes(const SizesParams<A>&, Stream);
+void launch_rows(RowsParams<A>, Stream);
 
 // ---------------------------------------------------------------- table
 

@@ -14,6 +14,13 @@
 
 #include "cuda/kernels.h"
 
+// The launcher of a kernel, for every dtype of features
+#define DISCFUSED_INSTANTIATE(launcher, Params)             \
+  template void launcher(const Params<float>&, Stream);     \
+  template void launcher(const Params<double>&, Stream);    \
+  template void launcher(const Params<c10::Half>&, Stream); \
+  template void launcher(const Params<c10::BFloat16>&, Stream);
+
 namespace discfused::cuda {
 
 template <typename Params>

@@ -1,11 +1,8 @@
 // The operators of discfused/backends/contract.py on CUDA tensors.
 
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/diff.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/sort.h>
-#include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/xlogy.h>
 #include <ATen/ops/zeros.h>
@@ -18,41 +15,33 @@ namespace discfused::cuda {
 namespace {
 
 template <typename A>
-std::vector<at::Tensor> sorted_rows(
+std::vector<at::Tensor> rows_in_order(
     const at::Tensor& target, const OptionalTensor& sample_weight, int64_t C, int64_t ignore_index,
     at::ScalarType dtype, const at::Tensor& bad) {
-  const int64_t N = target.size(0), S = std::min(N, C);
-  at::Tensor index = at::zeros({index_numbers(N, S)}, target.options());
-  at::Tensor weight = at::zeros({N + S + 1}, target.options().dtype(dtype));
-  if (N == 0) return {index, weight};
-  const Stream stream = current_stream(target);
-  const at::Tensor labels = at::empty({N}, target.options());
-  launch_labels<A>(
-      {target.const_data_ptr<int64_t>(), pointer<A>(sample_weight), N, C, ignore_index,
-       labels.mutable_data_ptr<int64_t>()},
-      stream);
-  const auto [sorted, order] = at::sort(labels, /*stable=*/std::optional<bool>(true), /*dim=*/0);
-  index.narrow(0, 0, N).copy_(order);
-  const at::Tensor rank = at::diff(sorted).ne(0).cumsum(0);
-  auto* const numbers = index.mutable_data_ptr<int64_t>();
-  A* const weights = weight.mutable_data_ptr<A>();
-  SegmentsParams<A> segments{
-      sorted.const_data_ptr<int64_t>(),
-      numbers,
-      rank.const_data_ptr<int64_t>(),
-      pointer<A>(sample_weight),
-      N,
-      S,
-      C,
-      numbers + N,
-      numbers + 2 * N,
-      numbers + 2 * N + S + 2,
-      weights,
-      bad.mutable_data_ptr<int32_t>()};
-  launch_segments<A>(segments, stream);
-  launch_sizes<A>({segments.offsets, weights, S, weights + N}, stream);
-  at::Tensor total = weight.narrow(0, N + S, 1);
-  at::sum_out(total, weight.narrow(0, N, S), 0, /*keepdim=*/true);
+  const int64_t N = target.size(0), S = std::min(N, C), runs = divide_up(N, kRun);
+  const at::TensorOptions integers = target.options(), floats = integers.dtype(dtype);
+  if (N == 0) return {at::zeros({index_numbers(N, S)}, integers), at::zeros({S + 1}, floats)};
+  const at::Tensor index = at::empty({index_numbers(N, S)}, integers);
+  const at::Tensor weight = at::empty({N + S + 1}, floats);
+  RowsParams<A> p{};
+  p.target = target.const_data_ptr<int64_t>();
+  p.sample_weight = pointer<A>(sample_weight);
+  p.C = C;
+  p.ignore_index = ignore_index;
+  p.out = hard_rows<A>({index, weight}, N, S);
+  p.bad = bad.mutable_data_ptr<int32_t>();
+  at::Tensor labels, masses;  // scratch, which one run needs none of
+  if (runs > 1) {
+    labels = at::empty({4 * N + runs}, integers);
+    masses = at::empty({2 * N + runs}, floats);
+    auto* const label = labels.mutable_data_ptr<int64_t>();
+    A* const mass = masses.mutable_data_ptr<A>();
+    p.runs = {0, label, label + N, mass};
+    p.merged = {0, label + 2 * N, label + 3 * N, mass + N};
+    p.whole = mass + 2 * N;
+    p.wrong = label + 4 * N;
+  }
+  launch_rows<A>(p, current_stream(target));
   return {index, weight};
 }
 
@@ -131,7 +120,7 @@ std::vector<at::Tensor> rows_flagged(
     check_shape(*sample_weight, {target.size(0)}, "sample_weight");
     weight = sample_weight->to(dtype).contiguous();
   }
-  const auto run = dtype == at::kDouble ? sorted_rows<double> : sorted_rows<float>;
+  const auto run = dtype == at::kDouble ? rows_in_order<double> : rows_in_order<float>;
   return run(target.contiguous(), weight, num_classes, ignore_index, dtype, bad);
 }
 
@@ -149,7 +138,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> terms(
   if (N == 0) return {scalars[0], scalars[1], scalars[2], {table, kept}};
   OptionalTensor pi, absent;
   const int64_t* slot_class = nullptr;
-  if (!is_soft(rows)) {
+  if (S < num_classes) {
     const at::Tensor classes = rows[0].narrow(0, 2 * N + S + 2, S);
     slot_class = classes.const_data_ptr<int64_t>();
     if (prior) absent = of_absent_classes(*prior, classes);

@@ -103,13 +103,7 @@ void launch_soft_table(const SoftTableParams<T>& p, Stream stream) {
 template void launch_fold(const FoldParams<float>&, Stream);
 template void launch_fold(const FoldParams<double>&, Stream);
 
-#define DISCFUSED_INSTANTIATE(T)                             \
-  template void launch_table(const TableParams<T>&, Stream); \
-  template void launch_soft_table(const SoftTableParams<T>&, Stream);
-DISCFUSED_INSTANTIATE(float)
-DISCFUSED_INSTANTIATE(double)
-DISCFUSED_INSTANTIATE(c10::Half)
-DISCFUSED_INSTANTIATE(c10::BFloat16)
-#undef DISCFUSED_INSTANTIATE
+DISCFUSED_INSTANTIATE(launch_table, TableParams)
+DISCFUSED_INSTANTIATE(launch_soft_table, SoftTableParams)
 
 }  // namespace discfused::cuda

@@ -52,8 +52,8 @@ template <typename A>
 Rows<A> hard_rows(at::TensorList rows, int64_t N, int64_t S) {
   check_shape(rows[0], {index_numbers(N, S)}, "rows[0]");
   check_shape(rows[1], {N + S + 1}, "rows[1]");
-  const auto* order = rows[0].const_data_ptr<int64_t>();
-  const A* weight = rows[1].const_data_ptr<A>();
+  auto* order = const_cast<int64_t*>(rows[0].const_data_ptr<int64_t>());
+  A* weight = const_cast<A*>(rows[1].const_data_ptr<A>());
   return {N,      S,          order,         order + N, order + 2 * N, order + 2 * N + S + 2,
           weight, weight + N, weight + N + S};
 }

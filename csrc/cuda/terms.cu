@@ -51,11 +51,6 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) totals_kernel(const Te
   }
 }
 
-// Of each lane's column. Features and finish have one for each lane, which the warps share.
-__device__ int64_t block_column() {
-  return static_cast<int64_t>(blockIdx.x) * kWarp + lane_index();
-}
-
 // The sum over i < count of term(i), for each lane; all threads must call it.
 template <typename A, class Term>
 __device__ A column_sum(int64_t count, const Term& term) {
@@ -67,15 +62,8 @@ __device__ A column_sum(int64_t count, const Term& term) {
 }
 
 template <typename A>
-__device__ A block_sum_of(const A* values, int64_t count) {
-  A sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += values[i];
-  return block_sum(sum);
-}
-
-template <typename A>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks) features_kernel(const TermsParams<A> p) {
-  const int64_t column = block_column(), at = column < p.D ? column : p.D - 1;
+  const int64_t column = block_item(), at = column < p.D ? column : p.D - 1;
   A unit = 1;          // log K of collision
   bool alone = false;  // K < 2: the term is 0, unless features are not finite
   if (p.impurity == kCollision) {
@@ -169,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) slots_kernel(const Ter
 
 template <typename A>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks) finish_kernel(const TermsParams<A> p) {
-  const int64_t column = block_column(), at = column < p.D ? column : p.D - 1;
+  const int64_t column = block_item(), at = column < p.D ? column : p.D - 1;
   const A projection =
       column_sum<A>(p.slot_blocks(), [&](int64_t i) { return p.projections[i * p.D + at]; });
   if (warp_index() == 0 && column < p.D) p.kept.projection[column] = projection;

@@ -17,7 +17,9 @@ import test_facts
 import test_parity
 from cases import features, labels, soft_labels
 from discfused import _ops, backends, disc_terms
+from discfused.backends.bad_labels import bad_labels
 from discfused.backends.cuda import CudaBackend
+from test_class_sums import test_sums_and_sizes  # noqa: F401 (collected here, too)
 from test_loss import (  # noqa: F401 (collected here, with the fixture `backend` below)
     test_double_backward_is_an_error_of_the_fused_backends,
     test_no_input_is_written_to,
@@ -112,6 +114,46 @@ def test_uneven_classes(share):
     check_terms("cuda", features(N, 40, torch.float32), y, C)
 
 
+ORDERS = [  # one run, or several; the first runs merged into longer ones before all are
+    *((35, 1), (35, 35), (35, 36), (1024, 9), (1025, 9), (1500, 40), (1500, 2000)),
+    pytest.param(33000, 2, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("N", "C"), ORDERS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_order_of_rows(N, C, weighted, monkeypatch):
+    """What csrc/cuda/kernels.h says of Rows."""
+    y = labels(N, C, "some ignored")
+    y[5], y[8], y[20], y[-1] = C, -1, 2**40, C
+    w = torch.arange(N) % 4 / 2 if weighted else None  # halves: sums have no rounding
+    counts = (y >= 0) & (y < C) & (torch.ones(N) if w is None else w).bool()
+    weight = torch.where(counts, torch.ones(N) if w is None else w, 0).double()
+    label, order = torch.where(counts, y, C).sort(stable=True)
+    begin = torch.searchsorted(label, torch.arange(C + 1))
+    sizes = torch.zeros(C + 1).double().index_add_(0, label, weight[order])[:C]
+    present = begin.diff() > 0
+    if C <= N:
+        row_slot, offsets, size = label, begin, sizes
+        slot_class = torch.where(present, torch.arange(C), -1)
+    else:  # the slot of a class is where its rows begin; an empty one is where the next begins
+        row_slot = torch.where(label < C, begin[label], N)
+        opens = present.nonzero()[:, 0]
+        at = begin[opens]
+        slot_class = torch.full((N,), -1).index_copy_(0, at, opens)
+        size = torch.zeros(N).double().index_copy_(0, at, sizes[opens])
+        begins = torch.cat((at, begin[C:]))
+        offsets = begins[torch.searchsorted(begins, torch.arange(N + 1)).clamp(max=len(at))]
+    monkeypatch.setattr(type(bad_labels(y.device)), "check", lambda self: None)
+    flag = bad_labels(y.device).flag
+    index, weights = _ops.named("cuda").rows(y, w, C, -100, torch.float64)
+    expected = torch.cat((order, row_slot, offsets, torch.tensor([N]), slot_class))
+    assert torch.equal(index, expected)
+    assert torch.equal(weights, torch.cat((weight[order], size, weight.sum()[None])))
+    assert flag.item() == 4
+    flag.zero_()
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_the_shapes_of_what_is_kept(soft):
     """torch.compile plans with empty_rows and empty_kept."""
@@ -142,10 +184,11 @@ def test_neither_runs_nor_the_order_of_threads_and_blocks_change_a_bit(on_host, 
 
 
 @pytest.mark.parametrize(
-    ("shape", "launches"), [((20, 40, 10), 9), ((100, 40, 3), 10), ((20, 40, None), 6)], ids=str
-)
+    ("shape", "launches"),
+    [((20, 40, 10), 7), ((100, 40, 3), 8), ((1500, 4, 9), 9), ((20, 40, None), 6)], ids=str
+)  # fmt: skip
 def test_launches(on_host, shape, launches):
-    """Of forward and backward; beside them PyTorch sorts labels, or sums up m."""
+    """Of forward and backward; beside them PyTorch sums up m of soft labels."""
     N, D, C = shape
     x, y = torch.randn(N, D), labels(N, C) if C else soft_labels(N, 5)
     before = on_host.launches()

@@ -19,7 +19,7 @@ from discfused.backends import _library
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 KERNELS = {  # by source: names, and for how many dtypes
-    "rows": {"labels_kernel": 2, "segments_kernel": 2, "sizes_kernel": 2},
+    "rows": {"compare_kernel": 2, "merge_kernel": 2},
     "table": {"table_kernel": 4, "fold_kernel": 2, "soft_table_kernel": 4},
     "terms": {
         "totals_kernel": 2, "features_kernel": 2, "slots_kernel": 2, "finish_kernel": 2,
