@@ -97,6 +97,7 @@ void launch_rows(RowsParams<A>, Stream);
 
 // Slots of more than R rows are cut at multiples of R in `order`, so that no warp has more than R.
 // Every multiple begins at most one further piece: there are S + 1 + N / R pieces.
+constexpr int64_t kUncut = 256;  // so few rows, a piece a class, are not cut: one launch less
 constexpr int64_t kLeastPiece = 32;
 constexpr int64_t kWarpsAtOnce = 4096;  // of a large GPU, about
 
@@ -104,7 +105,8 @@ struct Pieces {
   int64_t R, count, further;
   Pieces(int64_t N, int64_t S, int64_t D) {
     const int64_t spread = divide_up(N * divide_up(D, kTile), kWarpsAtOnce);
-    R = spread > kLeastPiece ? spread : kLeastPiece;
+    const bool uncut = N <= kUncut && N <= S * kLeastPiece;
+    R = uncut ? N : spread > kLeastPiece ? spread : kLeastPiece;
     further = N > R ? divide_up(N, R) : 0;
     count = S + 1 + further;
   }

@@ -185,8 +185,12 @@ def test_neither_runs_nor_the_order_of_threads_and_blocks_change_a_bit(on_host, 
 
 @pytest.mark.parametrize(
     ("shape", "launches"),
-    [((20, 40, 10), 7), ((100, 40, 3), 8), ((1500, 4, 9), 9), ((20, 40, None), 6)], ids=str
-)  # fmt: skip
+    [
+        *(((256, 40, 8), 7), ((257, 40, 9), 8), ((256, 40, 7), 8), ((1500, 4, 9), 9)),
+        ((20, 40, None), 6),
+    ],
+    ids=str,
+)
 def test_launches(on_host, shape, launches):
     """Of forward and backward; beside them PyTorch sums up m of soft labels."""
     N, D, C = shape
