@@ -2,7 +2,8 @@
 
 Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float64):
 
-    rows        1       labels, from cache
+    rows        compare_rows     labels, from cache
+       N > 1024 merge_rows       the same; twice where N > 32768
     terms       table            reads N D e, writes S D a
        N > 256  fold             parts of slots that were cut
                 column_terms     reads S D a, from L2 as far as it fits
@@ -12,8 +13,7 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
                 finish           reads and writes a quarter of that
     gradient    1       reads N D e and S D a, writes N D e
 
-Beyond SCAN_ROWS or SCAN_COMPARISONS rows are sorted with PyTorch's ops. Nothing depends on C where
-C > N.
+Nothing depends on C where C > N.
 """
 
 import ctypes
@@ -25,15 +25,10 @@ import torch
 from torch import Tensor
 
 from discfused._definitions import PROBABILITY_FLOOR
-from discfused.backends import triton_sorted
 from discfused.backends.bad_labels import bad_labels
 from discfused.backends.contract import by_class
 from discfused.backends.gpu import GpuBackend, is_soft
 from discfused.backends.triton_runtime import interpreted, kernels, missing, on
-
-# Finding the order of rows by counting costs N * C comparisons; beyond these, a sort.
-SCAN_ROWS = 32768
-SCAN_COMPARISONS = 1 << 25
 
 
 def _cdiv(a: int, b: int) -> int:
@@ -99,23 +94,39 @@ class TritonBackend(GpuBackend):
         index, weight = self.empty_rows(target, C, dtype)
         if N == 0:
             return [index.zero_(), weight.zero_()]
+        k, present = kernels(), C > N
+        items = N + (1 if present else C + 1)  # rows, then classes
+        weighted = sample_weight is not None
+        # Tensors that are not there are never read; any pointer will do.
+        given = weight if sample_weight is None else sample_weight
+        arguments = (given, given.stride(0), index, weight, bad)
+        labels = (target, target.stride(0), *arguments)
+        blocks = _fitting("rows", dtype, "ROWS", N)
         with on(target):
-            if N > SCAN_ROWS or N * C > SCAN_COMPARISONS:
-                index = triton_sorted.rows(target, sample_weight, C, ignore_index, weight, bad)
-            else:
-                k = kernels()
-                if C > N:
-                    blocks, kernel = _blocks("present_rows", dtype), k.present_rows_kernel
-                    programs = _cdiv(N, blocks["OWN"])
-                else:
-                    blocks, kernel = _fitting("rows", dtype, "ROWS", N), k.rows_kernel
-                    programs = _cdiv(C + 1, blocks["CLASSES"])
-                # Tensors that are not there are never read; any pointer will do.
-                given = weight if sample_weight is None else sample_weight
-                kernel[(programs,)](
-                    target, target.stride(0), given, given.stride(0), index, weight, bad,
-                    N, C, ignore_index, WEIGHTED=sample_weight is not None, **blocks,
+            if blocks["ROWS"] >= N:
+                k.compare_rows_kernel[(_cdiv(items, blocks["OWN"]),)](
+                    *labels, index, weight, N, C, ignore_index,
+                    LAST=True, PRESENT=present, WEIGHTED=weighted, **blocks,
                 )  # fmt: skip
+                return [index, weight]
+            blocks = _blocks("runs", dtype)
+            length, runs, read = blocks["ROWS"], _cdiv(N, blocks["ROWS"]), 0
+            scratch = (
+                index.new_empty(4 * N + runs, dtype=torch.int32), weight.new_empty(2 * N + runs)
+            )  # fmt: skip
+            k.compare_rows_kernel[(_cdiv(N, blocks["OWN"]),)](
+                *labels, *scratch, N, C, ignore_index,
+                LAST=False, PRESENT=False, WEIGHTED=weighted, **blocks,
+            )  # fmt: skip
+            blocks, last = _blocks("merge", dtype), False
+            while not last:
+                group = length * k.RUNS
+                last = group >= N
+                k.merge_rows_kernel[(_cdiv(items if last else N, blocks["OWN"]),)](
+                    *arguments, *scratch, N, C, length, group, read, runs,
+                    LAST=last, PRESENT=last and present, WEIGHTED=weighted, **blocks,
+                )  # fmt: skip
+                length, read = group, 1 - read
         return [index, weight]
 
     def _table(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from discfused.backends.triton_gradient import gradient_kernel, soft_gradient_kernel
-from discfused.backends.triton_rows import present_rows_kernel, rows_kernel, sizes_kernel
+from discfused.backends.triton_rows import compare_rows_kernel, merge_rows_kernel
 from discfused.backends.triton_table import fold_kernel, soft_table_kernel, table_kernel
 from discfused.backends.triton_terms import (
     column_terms_kernel,
@@ -18,15 +18,15 @@ from discfused.backends.triton_terms import (
 __all__ = [
     "BLOCKS",
     "PIECES",
+    "RUNS",
     "UNCUT",
     "column_terms_kernel",
+    "compare_rows_kernel",
     "feature_terms_kernel",
     "finish_kernel",
     "fold_kernel",
     "gradient_kernel",
-    "present_rows_kernel",
-    "rows_kernel",
-    "sizes_kernel",
+    "merge_rows_kernel",
     "slot_terms_kernel",
     "soft_gradient_kernel",
     "soft_table_kernel",
@@ -40,13 +40,14 @@ __all__ = [
 # of a process group, and runs on different GPUs, sum in the same order. Where there are several,
 # the first that holds all rows ("rows") or all slots ("columns"), else the last.
 _BLOCKS = {
-    # Labels are read twice, one block after the other: as few blocks as can be.
+    # All that an item is compared with, at once.
     "rows": (
-        {"ROWS": 256, "CLASSES": 4, "num_warps": 4},
-        {"ROWS": 1024, "CLASSES": 4, "num_warps": 8},
+        {"ROWS": 256, "OWN": 4, "num_warps": 4},
+        {"ROWS": 1024, "OWN": 4, "num_warps": 8},
     ),
-    "present_rows": {"ROWS": 256, "OWN": 4, "num_warps": 4},
-    "sizes": {"ROWS": 1024, "num_warps": 4},
+    "runs": {"ROWS": 1024, "OWN": 16, "num_warps": 8},
+    # Each warp has all OWN rows, and looks in one run: neighbours are found at places side by side.
+    "merge": {"RUNS": 8, "OWN": 32, "num_warps": 8},
     # One warp, in which each thread has columns of its own (so a sum over rows needs no exchange)
     # and all ROWS on their way: 4 KB of bfloat16 for each warp.
     "table": {"ROWS": 8, "COLS": 256, "num_warps": 1},
@@ -86,5 +87,7 @@ BLOCKS = {  # by accumulation dtype
 # Into how many programs of one warp to split long runs of rows: 16 on each multiprocessor of a
 # large GPU.
 PIECES = 2048
+# So many runs of rows are merged at once: the work for each row grows with them.
+RUNS = 32
 # So few rows are not cut, however uneven the classes are: that would take one launch more.
 UNCUT = 256

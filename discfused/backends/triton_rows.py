@@ -12,11 +12,19 @@ For N rows and S slots the stage hands on two tensors, in which these lie one af
             size       [S]      n_c of the slot's class
             total      [1]      the sum of all sizes
 
-Where C <= N a slot is a class (rows_kernel). Else S = N, and the slot of a class is where its rows
-begin in `order`, so a class of k rows is followed by k - 1 empty slots: nothing needs the number of
-classes present (present_rows_kernel).
+Where C <= N a slot is a class. Else S = N, and the slot of a class is where its rows begin in
+`order`, so a class of k rows is followed by k - 1 empty slots: nothing needs the number of classes
+present. `bad` [1] gets the number of labels that are out of range, if there are any.
 
-`bad` [1] gets the number of labels that are out of range, and is written only if there are any.
+A program has OWN items: rows, or the classes that follow them. compare_rows_kernel compares each
+with ROWS rows: with all, where they are no more (LAST), else with those of its run, which puts runs
+in order. merge_rows_kernel finds the place of each row in the other runs; or, where these are many,
+in those of its group, which makes longer runs. Scratch has two sets of runs, made from one another:
+
+    numbers [4 N + runs]  of each set the classes [N], C where a row does not count, and the rows
+                          [N]; then how many labels of each first run are out of range
+    masses  [2 N + runs]  of each set, if there are weights, the sum of those of a row's class in
+                          its run [N]; then the sum of all of each first run
 """
 
 import triton
@@ -50,155 +58,165 @@ def _classes(rows, label, w, N, C, ignore_index):
 
 
 @triton.jit
-def _store_whole(total, whole, bad, wrong):
-    tl.store(total, tl.sum(whole, axis=0))
-    wrong_labels = tl.sum(wrong, axis=0)
-    if wrong_labels > 0:  # an earlier report must not be lost
-        tl.store(bad, wrong_labels)
+def _store_items(
+    index, weight, items, rows, key, w, place, begin, k, n, N, C, PRESENT: tl.constexpr
+):
+    """Items are rows in their places, or classes, of which k rows begin at `begin` and weigh n."""
+    inside = items < N
+    counts = key < C
+    if PRESENT:  # the first row of a class has its slot; the only class to follow the rows is C
+        S = N
+        slot = tl.where(inside, place, N)
+        row_slot = tl.where(counts, begin, N)
+        has_slot = items <= N
+        begin = tl.where(inside, place, begin)
+        k = tl.where(inside & ~(counts & (place == row_slot)), 0, k)
+    else:
+        S = C
+        slot = key
+        row_slot = key
+        has_slot = ~inside & (key <= C)
+    tl.store(index + place, rows, mask=inside)
+    tl.store(index + N + place, row_slot, mask=inside)
+    tl.store(weight + place, w, mask=inside)
+    start = index + 2 * N
+    tl.store(start + slot, begin, mask=has_slot)
+    tl.store(start + S + 1 + slot, k, mask=has_slot)
+    has_class = has_slot & (slot < S)
+    tl.store(start + 2 * (S + 1) + slot, tl.where(k > 0, key, -1), mask=has_class)
+    tl.store(weight + N + slot, tl.where(k > 0, n, 0.0), mask=has_class)
+
+
+@triton.jit
+def _store_whole(weight, bad, whole, wrong, N, C, PRESENT: tl.constexpr):
+    tl.store(weight + N + (N if PRESENT else C), whole)
+    if wrong > 0:  # an earlier report must not be lost
+        tl.store(bad, wrong)
 
 
 @triton.jit(do_not_specialize=["N", "C", "ignore_index"])
-def rows_kernel(
-    target, target_stride, sample_weight, weight_stride, index, weight, bad, N, C, ignore_index,
-    WEIGHTED: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+def compare_rows_kernel(
+    target, target_stride, sample_weight, weight_stride, index, weight, bad, numbers, masses,
+    N, C, ignore_index,
+    LAST: tl.constexpr, PRESENT: tl.constexpr, WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """A program owns CLASSES classes (of C + 1: the rows that do not count have a slot of their
-    own) and reads all labels twice; they stay in cache. Counting the rows of smaller classes gives
-    the place of its own, so no program waits."""
     ACC: tl.constexpr = weight.dtype.element_ty
     program = tl.program_id(0)
-    classes = program * CLASSES + tl.arange(0, CLASSES)
-    place = tl.zeros([CLASSES], dtype=tl.int32)
-    k = tl.zeros([CLASSES], dtype=tl.int32)
-    n = tl.zeros([CLASSES], dtype=ACC)
-    whole = tl.zeros([ROWS], dtype=ACC)
-    wrong = tl.zeros([ROWS], dtype=tl.int32)
-    first = 0
-    # The next labels are on their way while these are counted.
+    first = 0 if LAST else program * OWN // ROWS * ROWS
     rows, label, w = _read_labels(
         first, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, ROWS, ACC
     )
-    while first < N:
-        key, n_row, out_of_range = _classes(rows, label, w, N, C, ignore_index)
-        first += ROWS
-        rows, label, w = _read_labels(
-            first, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, ROWS, ACC
-        )
-        equal = key[:, None] == classes[None, :]
-        place += tl.sum((key[:, None] < classes[None, :]).to(tl.int32), axis=0)
-        k += tl.sum(equal.to(tl.int32), axis=0)
-        if WEIGHTED:
-            n += tl.sum(tl.where(equal, n_row[:, None], 0.0), axis=0)
-        whole += n_row
-        wrong += out_of_range.to(tl.int32)
-
-    row_slot, start = index + N, index + 2 * N
-    size = weight + N
-    if not WEIGHTED:
-        n = k.to(ACC)
-    tl.store(start + classes, place, mask=classes <= C)
-    tl.store(start + C + 1 + classes, k, mask=classes <= C)
-    tl.store(start + 2 * (C + 1) + classes, tl.where(k > 0, classes, -1), mask=classes < C)
-    tl.store(size + classes, n, mask=classes < C)
-    if program == 0:
-        _store_whole(size + C, whole, bad, wrong)
-
-    first = 0
-    rows, label, w = _read_labels(
-        first, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, ROWS, ACC
-    )
-    while first < N:
-        row = rows
-        key, n_row, _ = _classes(rows, label, w, N, C, ignore_index)
-        first += ROWS
-        rows, label, w = _read_labels(
-            first, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, ROWS, ACC
-        )
-        equal = key[:, None] == classes[None, :]
-        rank = tl.cumsum(equal.to(tl.int32), axis=0)
-        places = place[None, :] + rank - 1
-        shape: tl.constexpr = [ROWS, CLASSES]
-        tl.store(index + places, tl.broadcast_to(row[:, None], shape), mask=equal)
-        tl.store(row_slot + places, tl.broadcast_to(classes[None, :], shape), mask=equal)
-        tl.store(weight + places, tl.broadcast_to(n_row[:, None], shape), mask=equal)
-        place += tl.sum(equal.to(tl.int32), axis=0)
-
-
-@triton.jit(do_not_specialize=["N", "C", "ignore_index"])
-def present_rows_kernel(
-    target, target_stride, sample_weight, weight_stride, index, weight, bad, N, C, ignore_index,
-    WEIGHTED: tl.constexpr, ROWS: tl.constexpr, OWN: tl.constexpr,
-):  # fmt: skip
-    """A program owns OWN rows, and compares their classes with all: how many rows are of smaller
-    ones, and how many are earlier ones of the same, is all that there is to know."""
-    ACC: tl.constexpr = weight.dtype.element_ty
-    program = tl.program_id(0)
-    own, own_label, own_w = _read_labels(
+    items, own_label, own_w = _read_labels(
         program * OWN, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, OWN, ACC
     )
-    own_key, own_n, _ = _classes(own, own_label, own_w, N, C, ignore_index)
-    begin = tl.zeros([OWN], dtype=tl.int32)
-    earlier = tl.zeros([OWN], dtype=tl.int32)
-    k = tl.zeros([OWN], dtype=tl.int32)
+    key, w, out_of_range = _classes(rows, label, w, N, C, ignore_index)
+    own_key, own_w, _ = _classes(items, own_label, own_w, N, C, ignore_index)
+    if LAST:
+        own_key = tl.where(items < N, own_key, C if PRESENT else items - N)
+    equal = key[:, None] == own_key[None, :]
+    smaller = key[:, None] < own_key[None, :]
+    before = smaller | (equal & (rows[:, None] < items[None, :]))
+    place = tl.sum(before.to(tl.int32), axis=0)
     n = tl.zeros([OWN], dtype=ACC)
-    left_out = tl.zeros([ROWS], dtype=tl.int32)
-    whole = tl.zeros([ROWS], dtype=ACC)
-    wrong = tl.zeros([ROWS], dtype=tl.int32)
-    first = 0
-    while first < N:
-        rows, label, w = _read_labels(
-            first, target, target_stride, sample_weight, weight_stride, N, WEIGHTED, ROWS, ACC
-        )
-        key, n_row, out_of_range = _classes(rows, label, w, N, C, ignore_index)
-        equal = key[:, None] == own_key[None, :]
-        begin += tl.sum((key[:, None] < own_key[None, :]).to(tl.int32), axis=0)
-        earlier += tl.sum((equal & (rows[:, None] < own[None, :])).to(tl.int32), axis=0)
-        k += tl.sum(equal.to(tl.int32), axis=0)
-        n += tl.sum(tl.where(equal, n_row[:, None], 0.0), axis=0)
-        left_out += (key == C).to(tl.int32)
-        whole += n_row
-        wrong += out_of_range.to(tl.int32)
-        first += ROWS
-
-    row_slot, start = index + N, index + 2 * N
-    slot_count, slot_class = start + N + 1, start + 2 * (N + 1)
-    place = begin + earlier
-    inside = own < N
-    counts = own_key < C
-    opens = counts & (earlier == 0)
-    tl.store(index + place, own, mask=inside)
-    tl.store(row_slot + place, tl.where(counts, begin, N), mask=inside)
-    tl.store(weight + place, own_n, mask=inside)
-    tl.store(start + place, place, mask=inside)
-    tl.store(slot_count + place, tl.where(opens, k, 0), mask=inside)
-    tl.store(slot_class + place, tl.where(opens, own_key, -1), mask=inside)
-    tl.store(weight + N + place, tl.where(opens, n, 0.0), mask=inside)
-    if program == 0:
-        tl.store(start + N, N - tl.sum(left_out, axis=0))
-        tl.store(slot_count + N, tl.sum(left_out, axis=0))
-        _store_whole(weight + 2 * N, whole, bad, wrong)
-
-
-@triton.jit(do_not_specialize=["N", "S"])
-def sizes_kernel(weight_of_row, whole, wrong, index, weight, bad, N, S, ROWS: tl.constexpr):
-    """`weight` where the rest is known from a sort, and `bad`; a program owns a slot."""
-    ACC: tl.constexpr = weight.dtype.element_ty
-    slot = tl.program_id(0)
-    start = index + 2 * N
-    place = tl.load(start + slot)
-    end = place + tl.load(start + S + 1 + slot)
-    mass = tl.zeros([ROWS], dtype=ACC)
-    while place < end:
-        places = place + tl.arange(0, ROWS)
-        rows = tl.load(index + places, mask=places < end, other=0)
-        w = tl.load(weight_of_row + rows, mask=places < end, other=0.0).to(ACC)
-        tl.store(weight + places, w, mask=places < end)
-        mass += w
-        place += ROWS
-    if slot < S:
-        tl.store(weight + N + slot, tl.sum(mass, axis=0))
+    if WEIGHTED:
+        n = tl.sum(tl.where(equal, w[:, None], 0.0), axis=0)
+    whole = tl.sum(w, axis=0)
+    wrong = tl.sum(out_of_range.to(tl.int32), axis=0)
+    if LAST:
+        begin = tl.sum(smaller.to(tl.int32), axis=0)
+        k = tl.sum(equal.to(tl.int32), axis=0)
+        if not WEIGHTED:
+            n = k.to(ACC)
+        _store_items(index, weight, items, items, own_key, own_w, place, begin, k, n, N, C, PRESENT)
+        if program == 0:
+            _store_whole(weight, bad, whole, wrong, N, C, PRESENT)
     else:
-        tl.store(weight + N + S, tl.load(whole).to(ACC))
-        wrong_labels = tl.load(wrong)
-        if wrong_labels > 0:  # an earlier report must not be lost
-            tl.store(bad, wrong_labels.to(tl.int32))
+        inside = items < N
+        tl.store(numbers + first + place, own_key, mask=inside)
+        tl.store(numbers + N + first + place, items, mask=inside)
+        if WEIGHTED:
+            tl.store(masses + first + place, n, mask=inside)
+        if program * OWN == first:
+            run = first // ROWS
+            tl.store(numbers + 4 * N + run, wrong)
+            tl.store(masses + 2 * N + run, whole)
+
+
+@triton.jit(do_not_specialize=["N", "C", "length", "group", "read", "runs"])
+def merge_rows_kernel(
+    sample_weight, weight_stride, index, weight, bad, numbers, masses,
+    N, C, length, group, read, runs,
+    LAST: tl.constexpr, PRESENT: tl.constexpr, WEIGHTED: tl.constexpr,
+    RUNS: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    """Of runs of `length` rows, a power of two, in groups of so many rows; reads one set of runs
+    (`read`: 0 or 1) and writes the other."""
+    ACC: tl.constexpr = weight.dtype.element_ty
+    program = tl.program_id(0)
+    items = program * OWN + tl.arange(0, OWN)
+    inside = items < N
+    label, mass = numbers + 2 * N * read, masses + N * read
+    key = tl.load(label + items, mask=inside, other=0)
+    rows = tl.load(label + N + items, mask=inside, other=0)
+    first = 0 if LAST else program * OWN // group * group
+    end = N if LAST else tl.minimum(first + group, N)
+    if LAST:
+        key = tl.where(inside, key, C if PRESENT else items - N)
+    begin = tl.zeros([OWN, RUNS], dtype=tl.int32)
+    place = tl.zeros([OWN, RUNS], dtype=tl.int32)
+    k = tl.zeros([OWN, RUNS], dtype=tl.int32)
+    n = tl.zeros([OWN, RUNS], dtype=ACC)
+    start = first
+    while start < end:
+        run = (start + tl.arange(0, RUNS) * length)[None, :]
+        stop = tl.minimum(run + length, end)
+        # Where in the run the rows of an item's class begin and end.
+        low = run + tl.zeros([OWN, RUNS], dtype=tl.int32)
+        high = low
+        step = length
+        while step > 0:
+            at = low + step
+            smaller = tl.load(label + at - 1, mask=at <= stop, other=2147483647) < key[:, None]
+            low = tl.where(smaller, at, low)
+            at = high + step
+            larger = tl.load(label + at - 1, mask=at <= stop, other=2147483647) > key[:, None]
+            high = tl.where(larger, high, at)
+            step = step // 2
+        begin += low - run
+        k += high - low
+        # Rows of a class come in the order of runs.
+        place += tl.minimum(tl.maximum(items[:, None], low), high) - run
+        if WEIGHTED:
+            n += tl.load(mass + low, mask=low < high, other=0.0).to(ACC)
+        start += RUNS * length
+    place = first + tl.sum(place, axis=1)
+    n = tl.sum(n, axis=1)
+    if LAST:
+        w = tl.full([OWN], 1.0, ACC)
+        if WEIGHTED:
+            wide = rows.to(tl.int64)
+            w = tl.load(sample_weight + wide * weight_stride, mask=inside, other=0.0).to(ACC)
+        w = tl.where(key < C, w, 0.0)
+        k = tl.sum(k, axis=1)
+        if not WEIGHTED:
+            n = k.to(ACC)
+        begin = tl.sum(begin, axis=1)
+        _store_items(index, weight, items, rows, key, w, place, begin, k, n, N, C, PRESENT)
+        if program == 0:
+            whole = tl.zeros([RUNS * OWN], dtype=ACC)
+            wrong = tl.zeros([RUNS * OWN], dtype=tl.int32)
+            first = 0
+            while first < runs:
+                parts = first + tl.arange(0, RUNS * OWN)
+                whole += tl.load(masses + 2 * N + parts, mask=parts < runs, other=0.0).to(ACC)
+                wrong += tl.load(numbers + 4 * N + parts, mask=parts < runs, other=0)
+                first += RUNS * OWN
+            whole, wrong = tl.sum(whole, axis=0), tl.sum(wrong, axis=0)
+            _store_whole(weight, bad, whole, wrong, N, C, PRESENT)
+    else:
+        label, mass = numbers + 2 * N * (1 - read), masses + N * (1 - read)
+        tl.store(label + place, key, mask=inside)
+        tl.store(label + N + place, rows, mask=inside)
+        if WEIGHTED:
+            tl.store(mass + place, n, mask=inside)

@@ -20,9 +20,9 @@ from discfused.backends import triton_runtime
 # So small that every loop runs more than once, and slots are cut. The product of matrices wants 16.
 COLUMNS = {"COLS": 8, "LINES": 2}
 TILES = {
-    "rows": ({"ROWS": 16, "CLASSES": 16},),
-    "present_rows": {"ROWS": 16, "OWN": 4},
-    "sizes": {"ROWS": 4},
+    "rows": ({"ROWS": 16, "OWN": 8},),
+    "runs": {"ROWS": 8, "OWN": 4},
+    "merge": {"RUNS": 2, "OWN": 8},
     "table": {"ROWS": 2, "COLS": 16},
     "gradient": {"ROWS": 2, "COLS": 16},
     "columns": ({"SLOTS": 4, **COLUMNS}, {"SLOTS": 8, **COLUMNS}),
@@ -119,6 +119,7 @@ def _flat(accesses) -> tuple[np.ndarray, np.ndarray]:
 def tiles(monkeypatch):
     monkeypatch.setattr(KERNELS, "BLOCKS", dict.fromkeys(REAL_TILES, TILES))
     monkeypatch.setattr(KERNELS, "PIECES", 16)
+    monkeypatch.setattr(KERNELS, "RUNS", 4)
     monkeypatch.setattr(KERNELS, "UNCUT", 6)
 
 

@@ -55,7 +55,7 @@ def test_few_launches_forward_and_one_backward(backend, shape, dtype):
 
     torch.autograd.grad(forward()[0], x, upstream)
     (penalty, _, _), names = launches(forward)
-    assert len(names) <= {"triton": 7, "cuda": 8}[backend], names
+    assert len(names) <= 8, names
     _, names = launches(lambda: torch.autograd.grad(penalty, x, upstream))
     assert len(names) == 1, names
 

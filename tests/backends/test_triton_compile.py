@@ -42,14 +42,25 @@ TARGETS = {
 DTYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64,
 }  # fmt: skip
-INTEGERS = {"index", "target", "bad", "wrong"}  # parameters that point to them
+INTEGERS = {"index", "target", "numbers", "label"}  # what points to them
 CHANGING = {  # parameters that may be others at every step
     *("N", "S", "C", "R", "blocks", "slot_blocks", "ignore_index", "given"),
+    *("length", "group", "read", "runs"),
     *("gini_weight", "gini_rest", "kl_weight", "kl_rest", "grad_penalty", "grad_gini", "grad_kl"),
 }
 LIMIT = 255  # registers a thread can have
-# N, D, C: one tile of slots of either size, several, more classes than samples, a sort; soft labels
-HARD = [(256, 2048, 60), (512, 2048, 200), (1024, 2048, 1000), (512, 1024, 21841), (40000, 512, 10)]
+# N, D, C: one tile of slots of either size, several, more classes than samples, of one run of rows
+# and of several, runs merged twice; soft labels
+HARD = [
+    *(
+        (256, 2048, 60),
+        (512, 2048, 200),
+        (1024, 2048, 1000),
+        (512, 1024, 21841),
+        (2048, 512, 21841),
+    ),
+    (40000, 512, 10),
+]
 SOFT = [(256, 2048, 60), (256, 2048, 1000)]
 
 
@@ -127,7 +138,7 @@ LOADS = {  # on their way before the first is used: of x, H or parts of sums
     "whole_terms_kernel": 2, "feature_terms_kernel": 3, "slot_terms_kernel": 4, "finish_kernel": 4,
     "soft_table_kernel": 4, "soft_gradient_kernel": 4,
 }  # fmt: skip
-FEW_BYTES = {"rows_kernel", "present_rows_kernel", "sizes_kernel"}  # labels, from cache
+FEW_BYTES = {"compare_rows_kernel", "merge_rows_kernel"}  # labels, from cache
 # The sums of at most 256 slots, from L2: how many are on their way changes with Triton's release.
 FROM_L2 = {"whole_terms_kernel"}
 
@@ -203,7 +214,7 @@ def test_sums_over_rows_have_one_order_whatever_the_alignment(dtype, kernel):
 
 
 def test_specialisations_are_bounded():
-    """N, C and S are never compiled in; a training run compiles at most eight kernels, each for at
+    """N, C and S are never compiled in; a training run compiles at most nine kernels, each for at
     most two alignments of D and of the row stride."""
     names = [name for name in kernels().__all__ if name.endswith("_kernel")]
     assert {name.split()[0] for name in variants("bf16")} == set(names)
@@ -214,7 +225,7 @@ def test_specialisations_are_bounded():
                 assert parameter.do_not_specialize, f"{name} is compiled for every {parameter.name}"
                 assert not parameter.is_constexpr
     # Everything there is for one dtype and one layout: a number that must not grow unnoticed.
-    assert len(variants("bf16")) == 40
+    assert len(variants("bf16")) == 47
 
 
 # ---------------------------------------------------------------- what the sources must not hold

@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from cases import LABELS, features, labels, soft_labels
 from discfused import _ops, backends, disc_terms
 from discfused._definitions import accumulation_dtype
-from discfused.backends import triton_backend
 from discfused.backends.bad_labels import bad_labels
-from interpreted import KERNELS, memory, tiles  # noqa: F401 (fixtures)
+from interpreted import KERNELS, TILES, memory, tiles  # noqa: F401 (fixtures)
 
 
 def by_hand(y, w, C):
@@ -42,7 +41,7 @@ def by_hand(y, w, C):
 @pytest.mark.parametrize(
     ("C", "kind"), [*((C, kind) for C in (1, 6, 35, 36) for kind in LABELS), (21841, LABELS[0])]
 )
-def test_rows_by_counting_and_by_sorting(C, kind, weighted, monkeypatch):
+def test_rows_of_one_run_and_of_several(C, kind, weighted, monkeypatch):
     """Labels out of range are among them: their rows do not count, and nothing follows them."""
     y = labels(35, C, kind)
     y[5], y[8], y[20] = C, -1, 2**40
@@ -50,8 +49,8 @@ def test_rows_by_counting_and_by_sorting(C, kind, weighted, monkeypatch):
     expected = by_hand(y.tolist(), (torch.ones(35) if w is None else w).tolist(), C)
     monkeypatch.setattr(type(bad_labels(y.device)), "check", lambda self: None)
     flag = bad_labels(y.device).flag
-    for limit in (triton_backend.SCAN_ROWS, 0):
-        monkeypatch.setattr(triton_backend, "SCAN_ROWS", limit)
+    for rows in (64, 16):
+        monkeypatch.setitem(TILES, "rows", ({"ROWS": rows, "OWN": 8},))
         rows = _ops.named("triton").rows(y, w, C, -100, torch.float64)
         assert tuple(t.tolist() for t in rows) == expected
         assert flag.item() == 3
@@ -59,9 +58,9 @@ def test_rows_by_counting_and_by_sorting(C, kind, weighted, monkeypatch):
 
 
 @pytest.mark.parametrize("C", [5, 40])
-@pytest.mark.parametrize("limit", [0, 32768])
-def test_bad_labels_are_counted_and_reach_the_user(C, limit, monkeypatch):
-    monkeypatch.setattr(triton_backend, "SCAN_ROWS", limit)
+@pytest.mark.parametrize("rows", [16, 32])
+def test_bad_labels_are_counted_and_reach_the_user(C, rows, monkeypatch):
+    monkeypatch.setitem(TILES, "rows", ({"ROWS": rows, "OWN": 8},))
     y, x = labels(20, C), features(20, 3)
     bad = y.clone()
     bad[3], bad[7], bad[8], bad[11] = C, -1, 2**40, -100
@@ -147,7 +146,7 @@ def test_launches(C, dtype, monkeypatch):
     with Launches(monkeypatch) as launched:
         rows = triton.rows(y, None, C, -100, acc)
         penalty, *_ = triton.terms(x, rows, C, None, 0, 0, 0.3, 0.7)
-        assert launched.names == ["rows" if C <= N else "present_rows", "table", "fold", *TERMS[C]]
+        assert launched.names == ["compare_rows", "table", "fold", *TERMS[C]]
     upstream = torch.ones_like(penalty)
     with launched:
         launched.names.clear()
