@@ -33,7 +33,7 @@ class Launch(NamedTuple):
     kernel: str
     grid: int
     arguments: dict[str, Any]  # by parameter; tensors have shapes and no data
-    options: dict[str, int]  # num_warps
+    options: dict[str, int]  # of the compiler: num_warps and others
 
     def bytes(self) -> int:
         """Of all tensors that the kernel is given, for classes of equal size. Each counts once:
@@ -52,10 +52,12 @@ class _Recorder:
         self.name, self.kernel, self.found = name, kernel, found
 
     def __getitem__(self, grid: tuple[int]):
-        def launch(*arguments, num_warps: int = 4, **named):
+        def launch(*arguments, **named):
             names = self.kernel.arg_names
-            given = dict(zip(names, arguments, strict=False)) | named
-            self.found.append(Launch(self.name, grid[0], given, {"num_warps": num_warps}))
+            given = dict(zip(names, arguments, strict=False))
+            given |= {name: value for name, value in named.items() if name in names}
+            options = {name: value for name, value in named.items() if name not in names}
+            self.found.append(Launch(self.name, grid[0], given, options))
 
         return launch
 

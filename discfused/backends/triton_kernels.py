@@ -34,6 +34,10 @@ __all__ = [
     "whole_terms_kernel",
 ]
 
+# Lanes add up by exchanging their parts, and all store the sum, to one place. Where a part is a
+# product, each lane would fuse its own with the addition of the other's: sums that differ by their
+# rounding, and it is not defined which of them stays.
+_UNFUSED = {"enable_fp_fusion": False}
 # Block sizes and warps for sums in float32, chosen by reasoning from the compiled code, and not yet
 # measured on a GPU. Memory of 3 TB/s and 0.7 microseconds latency wants 18 KB on their way on each
 # multiprocessor; a thread reads 16 bytes at a time. They depend on shapes and dtypes alone: ranks
@@ -54,8 +58,8 @@ _BLOCKS = {
     "gradient": {"ROWS": 8, "COLS": 256, "num_warps": 1},
     # 16 to 32 elements of H a thread.
     "columns": (
-        {"SLOTS": 64, "COLS": 32, "LINES": 32, "num_warps": 4},
-        {"SLOTS": 256, "COLS": 32, "LINES": 32, "num_warps": 8},
+        {"SLOTS": 64, "COLS": 32, "LINES": 32, "num_warps": 4, **_UNFUSED},
+        {"SLOTS": 256, "COLS": 32, "LINES": 32, "num_warps": 8, **_UNFUSED},
     ),
     "fold": {"LINES": 64, "COLS": 64, "num_warps": 4},
     "features": {"LINES": 64, "COLS": 32, "num_warps": 4},

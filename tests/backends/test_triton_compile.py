@@ -213,6 +213,34 @@ def test_sums_over_rows_have_one_order_whatever_the_alignment(dtype, kernel):
     assert found[0] == found[1] and any(name.startswith("fma") for name in found[0])
 
 
+# Rows of x and of H aligned or not: what a thread has of a tile differs
+ALIGNED = [(256, 2048, 60), (70, 64, 300), (1024, 2048, 1000)]
+UNALIGNED = [(37, 19, 10), (70, 33, 300), (1500, 33, 1100)]
+
+
+@pytest.mark.parametrize("shape", [*ALIGNED, *UNALIGNED], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_all_lanes_have_the_same_sum(shape, dtype):
+    """Compilers may fuse `mul` and `add` that do not ask for a rounding (.rn). Not where a lane
+    adds another one's product to its own: each would round the other's alone."""
+    forward, backward = launches(*shape, dtype, impurity=1)
+    for launch in forward + backward:
+        made, fused = {}, []  # by register: the instruction that made it
+        for line in compile_launch(launch).asm["ptx"].splitlines():
+            name, _, operands = line.strip().partition(" ")
+            result, *given = re.findall(r"%\w+", operands) or [None]
+            by = [made.get(register, "") for register in given]
+            exchanged = any("shfl" in one for one in by)
+            if exchanged and name in ("mov.b64", "cvt.u64.u32", "shl.b64", "or.b64"):
+                name = "shfl of 64 bits"
+            if exchanged and re.fullmatch(r"add\.f\d+", name):
+                fused += [line for one in by if re.fullmatch(r"mul\.f\d+", one)]
+            elif by and "shfl" in by[-1] and name.startswith("fma"):
+                fused.append(line)
+            made[result] = name
+        assert not fused, f"{launch.kernel}: {fused}"
+
+
 def test_specialisations_are_bounded():
     """N, C and S are never compiled in; a training run compiles at most nine kernels, each for at
     most two alignments of D and of the row stride."""
