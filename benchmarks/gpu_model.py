@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import CALTECH, FEW_ROWS, IMAGENET, LARGE, Case
+from benchmarks.cases import Case
+from benchmarks.kernels import CASES
 from benchmarks.launches import Launch, compiled_code, launches
 from benchmarks.sass import Code, codes
 
-CASES = [case._replace(dtype="bfloat16") for case in (LARGE, IMAGENET, CALTECH, FEW_ROWS)]
 BYTES_A_SECOND = 3.35e12  # of an H100 SXM's memory, as NVIDIA publishes it
 # In C++, a kernel and the type that it is made for
 KERNEL = re.compile(r"\d([a-z_]+_kernel)I(?:N3c10\d)?(f|d|Half|BFloat16)E")

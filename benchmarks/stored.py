@@ -49,6 +49,7 @@ class Results(NamedTuple):
     environment: dict[str, Any]
     rows: list[dict[str, Any]]
     skipped: list[dict[str, str]]  # case, competitor, reason
+    kernels: list[dict[str, Any]]  # of benchmarks/kernels.py, if it ran
 
     @property
     def slug(self) -> str:
@@ -67,13 +68,13 @@ def load(path: Path) -> Results:
     rows = data.get("rows") or [entry["extra_info"] for entry in data.get("benchmarks", ())]
     if not rows or "environment" not in data:
         raise ValueError(f"{path} holds no rows: expected the JSON of pytest benchmarks/")
-    return Results(data["environment"], rows, data["skipped"])
+    return Results(data["environment"], rows, data["skipped"], data.get("kernels", []))
 
 
 def dump(results: Results) -> str:
     """One row a line: a change of one row is a change of one line."""
-    rows, skipped = (",\n".join(map(json.dumps, items)) for items in results[1:])
-    return (
-        f'{{"environment": {json.dumps(results.environment)},\n'
-        f'"rows": [\n{rows}\n],\n"skipped": [\n{skipped}\n]}}\n'
-    )
+    parts = [f'{{"environment": {json.dumps(results.environment)}']
+    for name, items in list(results._asdict().items())[1:]:
+        if items or name != "kernels":
+            parts.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, items)) + "\n]")
+    return ",\n".join(parts) + "}\n"

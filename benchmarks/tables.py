@@ -166,6 +166,24 @@ def _across(rows: list[dict], clock: str) -> str:
     )
 
 
+def _kernels(results: Results) -> list[str]:
+    """Forward and backward of both terms, kernel by kernel."""
+    calls: dict[tuple[str, ...], list[dict]] = {}
+    for row in results.kernels:
+        calls.setdefault((*options(row), row["backend"]), []).append(row)
+    lines = []
+    for call, rows in calls.items():
+        times = [row["launches"] * row["microseconds"] for row in rows]
+        count = sum(row["launches"] for row in rows)
+        for row, time in zip(rows, times, strict=True):
+            cells = (f"`{row['kernel']}`", f"{row['launches']:g}", f"{row['microseconds']:.1f}")
+            lines.append([*call, *cells, f"{time:.1f}"])
+        lines.append([*call, "all", f"{count:g}", "", f"{sum(times):.1f}"])
+    header = ["N x D x C", "options", "backend", "kernel", "launches", "each", "together"]
+    title = "## Microseconds of every kernel (median of its launches), forward and backward"
+    return [title, table(header, lines)] if lines else []
+
+
 def report(results: Results) -> str:
     parts = [f"# Benchmarks: {results.environment['device']}", summary(results)]
     clocks = {"seconds": "", "do_bench": ", by Triton's do_bench", "cuda_graph": ", CUDA graphs"}
@@ -175,6 +193,7 @@ def report(results: Results) -> str:
             if rows:
                 title = f"## Milliseconds of {what}{said}: median (20 to 80 percentile)"
                 parts += [title, _across(rows, clock)]
+    parts += _kernels(results)
     if results.skipped:
         why = Counter((row["competitor"], row["reason"]) for row in results.skipped)
         lines = ([*key, str(count)] for key, count in why.items())

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import report, stored, tables
+from benchmarks import kernels, report, stored, tables
 from benchmarks.cases import FULL
 from benchmarks.competitors import COPY, CROSS_ENTROPY, FUSED
 
@@ -56,6 +57,24 @@ def test_report(write, tmp_path, capsys):
     assert "| float32 | cpu | 5 | **0.8x** | - | 20% |" in tables.brief(again)  # the fastest other
     assert {file.name for file in folder.iterdir()} >= {"cpu.json", "cpu.md"}
     assert not list(folder.glob(".*"))
+
+
+def test_kernels_are_profiled_and_reported(write, tmp_path, capsys, monkeypatch):
+    found = kernels.profiled(lambda: torch.ones(3) + 1, "cpu")
+    calls = kernels.CALLS["cpu"]
+    assert len(found["aten::add"]) == calls and min(found["aten::add"]) > 0
+    names = "void discfused::cuda::table_kernel<float>(int)", "void native::fill_kernel<float>(T)"
+    times = {names[0]: [3.0, 5.0, 4.0] * calls, names[1]: [1.0] * calls}
+    monkeypatch.setattr(kernels, "profiled", lambda function, device: times)
+    monkeypatch.setattr(kernels.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(type(kernels.backends.get("cuda")), "unavailable", lambda self: None)
+    path, folder = write(run(TIMES)), tmp_path / "results"
+    kernels.main([str(path)])
+    report.main([str(path), "--results", str(folder)])
+    text = (folder / "cpu.md").read_text()
+    assert "| 8 x 16 x 10 | float32 | cuda | `table_kernel` | 3 | 4.0 | 12.0 |" in text
+    assert "| 8 x 16 x 10 | float32 | cuda | all | 4 |  | 13.0 |" in text
+    assert stored.load(folder / "cpu.json") == stored.load(path)
 
 
 def test_pages_show_a_report(write, tmp_path, capsys, monkeypatch):

@@ -220,7 +220,7 @@ def test_two_builds(tmp_path, capfd, monkeypatch):
 
 
 def test_commands_run():
-    for command in ("benchmarks.report", "benchmarks.compare"):
+    for command in ("benchmarks.report", "benchmarks.compare", "benchmarks.kernels"):
         result = subprocess.run(
             [sys.executable, "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True
         )
