@@ -45,12 +45,13 @@ def _fitting(name: str, dtype: torch.dtype, key: str, length: int) -> dict[str, 
     return next((blocks for blocks in choices if blocks[key] >= length), choices[-1])
 
 
-def _pieces(N: int, D: int, blocks: dict[str, int]) -> tuple[int, int]:
+def _pieces(N: int, S: int, D: int, blocks: dict[str, int]) -> tuple[int, int]:
     """The largest number of rows of a piece (triton_table._piece), and how many pieces may follow
     the first ones of their slots."""
-    if N <= kernels().UNCUT:
+    least = 4 * blocks["ROWS"]
+    if N <= kernels().UNCUT and S * least >= N:
         return N, 0
-    R = max(4 * blocks["ROWS"], _cdiv(N * _cdiv(D, blocks["COLS"]), kernels().PIECES))
+    R = max(least, _cdiv(N * _cdiv(D, blocks["COLS"]), kernels().PIECES))
     return R, _cdiv(N, R) if N > R else 0
 
 
@@ -141,7 +142,7 @@ class TritonBackend(GpuBackend):
             k.soft_table_kernel[grid](*arguments, N, S, D, ACT=activation, **blocks)
             return
         blocks = _blocks("table", table.dtype)
-        R, more = _pieces(N, D, blocks)
+        R, more = _pieces(N, S, D, blocks)
         parts = table.new_empty((more, D)) if more else table
         grid = ((S + 1 + more) * _cdiv(D, blocks["COLS"]),)
         k.table_kernel[grid](*arguments, parts, N, S, D, R, ACT=activation, **blocks)
@@ -272,7 +273,7 @@ class TritonBackend(GpuBackend):
                 k.soft_gradient_kernel[grid](*arguments, C, D, **flags, **blocks)
             else:
                 S, blocks = min(N, C), _blocks("gradient", rows[1].dtype)
-                R, more = _pieces(N, D, blocks)
+                R, more = _pieces(N, S, D, blocks)
                 grid = ((S + 1 + more) * _cdiv(D, blocks["COLS"]),)
                 k.gradient_kernel[grid](*arguments, S, D, R, PRESENT=S < C, **flags, **blocks)
         return dx

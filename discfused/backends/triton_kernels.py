@@ -61,7 +61,9 @@ _BLOCKS = {
         {"SLOTS": 64, "COLS": 32, "LINES": 32, "num_warps": 4, **_UNFUSED},
         {"SLOTS": 256, "COLS": 32, "LINES": 32, "num_warps": 8, **_UNFUSED},
     ),
-    "fold": {"LINES": 64, "COLS": 64, "num_warps": 4},
+    # One warp: most programs find that no slot was cut at their multiple, and as many as can be
+    # should find that at a time.
+    "fold": {"LINES": 16, "COLS": 64, "num_warps": 1},
     "features": {"LINES": 64, "COLS": 32, "num_warps": 4},
     # A few rows of H whole, wide enough that D = 2048 takes two turns.
     "slots": {"SLOTS": 4, "COLS": 1024, "num_warps": 8},
@@ -93,5 +95,5 @@ BLOCKS = {  # by accumulation dtype
 PIECES = 2048
 # So many runs of rows are merged at once: the work for each row grows with them.
 RUNS = 32
-# So few rows are not cut, however uneven the classes are: that would take one launch more.
+# So few rows, a least piece or fewer a slot, are not cut: that would take one launch more.
 UNCUT = 256

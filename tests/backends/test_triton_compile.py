@@ -241,6 +241,12 @@ def test_all_lanes_have_the_same_sum(shape, dtype):
         assert not fused, f"{launch.kernel}: {fused}"
 
 
+@pytest.mark.parametrize(("N", "C", "cut"), [(256, 8, False), (256, 7, True), (257, 9, True)])
+def test_slots_are_cut_where_rows_are_many_or_slots_few(N, C, cut):
+    forward, _ = launches(N, 64, C, torch.bfloat16)
+    assert ("fold_kernel" in [launch.kernel for launch in forward]) == cut
+
+
 def test_specialisations_are_bounded():
     """N, C and S are never compiled in; a training run compiles at most nine kernels, each for at
     most two alignments of D and of the row stride."""
