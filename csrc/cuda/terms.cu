@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) slots_kernel(const Ter
   const A live = block_sum_of(p.live_parts, p.column_blocks());
   A P = 0, coef = 0, kl = 0;
   if (slot < p.S) {
-#pragma unroll 8
+#pragma unroll 16
     for (int64_t j = lane_index(); j < p.D; j += kWarp) {
       P += p.table[slot * p.D + j] * p.kept.inverse[j];
     }
@@ -141,17 +141,24 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) slots_kernel(const Ter
     for (const A part : kls) kl += part;
     p.kl_parts[blockIdx.x] = kl;
   }
-#pragma unroll 4
-  for (int64_t j = threadIdx.x; j < p.D; j += kThreads) {
-    const A inverse = p.kept.inverse[j];
-    A sum = 0;
+  // Several columns of a thread at a time: a store holds up the loads that follow it.
+  for (int64_t j = threadIdx.x; j < p.D; j += kColumns * kThreads) {
+    A sum[kColumns] = {};
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const bool exists = first + w < p.S;
-      const A H = p.table[(exists ? first + w : first) * p.D + j];
-      sum += exists ? coefs[w] * (H * inverse) : A(0);
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t column = j + c * kThreads < p.D ? j + c * kThreads : j;
+      const A inverse = p.kept.inverse[column];
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const bool exists = first + w < p.S;
+        const A H = p.table[(exists ? first + w : first) * p.D + column];
+        sum[c] += exists ? coefs[w] * (H * inverse) : A(0);
+      }
     }
-    p.projections[blockIdx.x * p.D + j] = sum;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      if (j + c * kThreads < p.D) p.projections[blockIdx.x * p.D + j + c * kThreads] = sum[c];
+    }
   }
 }
 

@@ -32,7 +32,7 @@ THREADS = 256  # kThreads
 # labels, or are products, which are bound by arithmetic.
 LOADS = {
     "table_kernel": 16, "gradient_kernel": 16, "fold_kernel": 16, "totals_kernel": 16,
-    "features_kernel": 8, "slots_kernel": 8, "finish_kernel": 8,
+    "features_kernel": 8, "slots_kernel": 16, "finish_kernel": 8,
 }  # fmt: skip
 ENOUGH = 18_000  # bytes on their way on a multiprocessor: 3.35 TB/s x 0.7 microseconds / 132
 
