@@ -5,7 +5,7 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
     rows        compare_rows     labels, from cache
        N > 1024 merge_rows       the same; twice where N > 32768
     terms       table            reads N D e, writes S D a
-       N > 256  fold             parts of slots that were cut
+       N > 256, or 32 S: fold    parts of slots that were cut
                 column_terms     reads S D a, from L2 as far as it fits
        S <= 256 whole_terms      reads S D a
        else     feature_terms    reads 1/128 of that

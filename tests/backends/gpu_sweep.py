@@ -11,8 +11,9 @@ import torch
 from discfused import class_histogram, disc_terms
 from gpu import DEVICE, REHEARSED, one_or_all
 
-# N, D, C: few classes, more classes than samples, slots cut into pieces, many slots, rows sorted
-SHAPES = [(37, 19, 10), (70, 64, 300), (900, 72, 3), (1500, 33, 1100), (33000, 9, 7)]
+# N, D, C: few classes, more classes than samples, slots cut into pieces, two runs of rows and many
+# slots, runs merged twice
+SHAPES = [(37, 19, 10), (70, 64, 300), (900, 72, 3), (1500, 33, 1600), (33000, 9, 7)]
 
 
 def main(backend: str) -> None:

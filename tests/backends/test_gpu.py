@@ -13,7 +13,7 @@ from test_parity import check_terms
 
 pytestmark, backend = gpu.pytestmark, gpu.backend
 
-SHAPES = one_or_all(  # each path: few and many rows, a sort, slots cut or not; one or several tiles
+SHAPES = one_or_all(  # each path: one run of rows and many, slots cut or not; one or several tiles
     (37, 19, 10), (1, 1, 1), (3, 17, 1000), (64, 64, 40), (256, 130, 100), (300, 33, 2),
     (1000, 257, 1500), (1024, 64, 1000), (1500, 130, 7), (3000, 1030, 100), (5000, 40, 9000),
     (40000, 96, 10), (33000, 40, 70000),
