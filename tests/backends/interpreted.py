@@ -20,9 +20,9 @@ from discfused.backends import triton_runtime
 # So small that every loop runs more than once, and slots are cut. The product of matrices wants 16.
 COLUMNS = {"COLS": 8, "LINES": 2}
 TILES = {
-    "rows": ({"ROWS": 16, "OWN": 8},),
-    "runs": {"ROWS": 8, "OWN": 4},
-    "merge": {"RUNS": 2, "OWN": 8},
+    "rows": ({"ROWS": 32, "OWN": 16},),
+    "runs": {"ROWS": 8, "OWN": 8},
+    "merge": {"RUNS": 2, "OWN": 16},
     "table": {"ROWS": 2, "COLS": 16},
     "gradient": {"ROWS": 2, "COLS": 16},
     "columns": ({"SLOTS": 4, **COLUMNS}, {"SLOTS": 8, **COLUMNS}),

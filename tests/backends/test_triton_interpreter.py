@@ -66,7 +66,7 @@ def test_shapes(shape):
 def test_more_classes_than_samples():
     check_terms("triton", features(9, 5), labels(9, 21841), 21841)
     check_terms(
-        "triton", features(19, 5), labels(19, 21841, "some ignored"), 21841, prior="uniform"
+        "triton", features(39, 5), labels(39, 21841, "some ignored"), 21841, prior="uniform"
     )
 
 

@@ -58,7 +58,7 @@ def test_rows_of_one_run_and_of_several(C, kind, weighted, monkeypatch):
 
 
 @pytest.mark.parametrize("C", [5, 40])
-@pytest.mark.parametrize("rows", [16, 32])
+@pytest.mark.parametrize("rows", [16, 32])  # less than there are, and more
 def test_bad_labels_are_counted_and_reach_the_user(C, rows, monkeypatch):
     monkeypatch.setitem(TILES, "rows", ({"ROWS": rows, "OWN": 8},))
     y, x = labels(20, C), features(20, 3)
