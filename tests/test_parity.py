@@ -81,6 +81,13 @@ def test_labels(fused_backend, kind, C):
     check_terms(fused_backend, features(30, 9), labels(30, C, kind), C)
 
 
+def test_labels_of_several_digits(fused_backend):
+    """The CPU sorts labels by 10 bits at a time."""
+    C = 5000
+    y = torch.cat([labels(15, C), torch.tensor([7, 7 + 1024, 7 + 2048])]).repeat(2)
+    check_terms(fused_backend, features(36, 9), y, C)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts(fused_backend, layout, dtype):
