@@ -36,7 +36,9 @@ def evaluate(
 
     outputs, target = torch.cat(logits), torch.cat(targets)
     layers = [torch.cat(parts) for parts in zip(*features, strict=True)]
-    gini, kl = disc_terms(layers, target, num_classes, **term_options(loss))
+    # Gini whatever impurity the run trains with, so that runs can be compared.
+    options = term_options(loss) | {"impurity": "gini"}
+    gini, kl = disc_terms(layers, target, num_classes, **options)
 
     def accuracy(average: Literal["micro", "macro"]) -> float:
         share = multiclass_accuracy(outputs, target, num_classes, average)
