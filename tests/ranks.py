@@ -1,5 +1,7 @@
 """The functions that tests with several processes run in each of them (gloo, CPU)."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +42,8 @@ def _process(rank: int, function: Callable[[int], None], processes: int, store: 
     function(rank)
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # without Python's shutdown: see test_distributed.start
 
 
 def own(rank: int) -> slice:
