@@ -52,7 +52,7 @@ def _define(backend: Any) -> None:
     def rows(
         target: Tensor, sample_weight: Any, num_classes: int, ignore_index: int, dtype: torch.dtype
     ) -> list[Tensor]:
-        return list(backend.empty_rows(target, num_classes, dtype))
+        return list(backend.empty_rows(target, num_classes, dtype, sample_weight is not None))
 
     def terms(features: Tensor, rows: list[Tensor], num_classes: int, *options: Any) -> Any:
         dtype = accumulation_dtype(features.dtype)

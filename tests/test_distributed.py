@@ -55,9 +55,8 @@ def start(command, folder) -> subprocess.Popen:
     """Runs the example, without Python's shutdown: on a busy machine, gloo's threads may drop their
     last tensor only then, which aborts the process (any program's, PyTorch 2.11)."""
     script = folder / "run.py"
-    script.write_text(
-        f"import os, runpy, sys\nrunpy.run_path({str(EXAMPLE)!r})\nsys.stdout.flush()\nos._exit(0)\n"
-    )
+    run = f"runpy.run_path({str(EXAMPLE)!r})"
+    script.write_text(f"import os, runpy, sys\n{run}\nsys.stdout.flush()\nos._exit(0)\n")
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, str(script)], cwd=folder, env=variables, stdout=subprocess.PIPE, text=True

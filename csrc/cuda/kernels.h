@@ -60,9 +60,9 @@ struct Rows {
   int64_t* row_slot;    // [N] the slots of these
   int64_t* offsets;     // [S + 2] where the rows of a slot begin in `order`
   int64_t* slot_class;  // [S] -1 for an empty slot
-  A* weight;            // [N] sample weights in the order of `order`
   A* size;              // [S] n_c, 0 for an empty slot
   A* total;             // [] sum of the sizes
+  A* weight;            // [N] sample weights in the order of `order`
 };
 
 constexpr int64_t kRun = 1024;       // rows of the first runs

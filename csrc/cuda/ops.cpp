@@ -22,7 +22,7 @@ std::vector<at::Tensor> rows_in_order(
   const at::TensorOptions integers = target.options(), floats = integers.dtype(dtype);
   if (N == 0) return {at::zeros({index_numbers(N, S)}, integers), at::zeros({S + 1}, floats)};
   const at::Tensor index = at::empty({index_numbers(N, S)}, integers);
-  const at::Tensor weight = at::empty({N + S + 1}, floats);
+  const at::Tensor weight = at::empty({S + 1 + N}, floats);
   RowsParams<A> p{};
   p.target = target.const_data_ptr<int64_t>();
   p.sample_weight = pointer<A>(sample_weight);
@@ -151,7 +151,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> terms(
     using A = Accumulator<scalar_t>;
     fill_table<scalar_t>(
         features, rows, table, checked(activation, kActivations, "activation"), false);
-    const A* const size = rows[1].const_data_ptr<A>() + N;
+    const A* const size = rows[1].const_data_ptr<A>();
     TermsParams<A> p{};
     p.table = table.const_data_ptr<A>();
     p.size = size;

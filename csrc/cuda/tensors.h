@@ -37,8 +37,8 @@ const A* pointer(const OptionalTensor& tensor) {
 }
 
 // `rows` of hard labels: index = order [N], row_slot [N], offsets [S + 2], slot_class [S];
-// weight = weight [N], size [S], total [1]. Of soft labels: m [N, C]; counts [N], size [C],
-// total [1].
+// weight = size [S], total [1], weight [N]. Of soft labels: m [N, C]; size [C], total [1],
+// counts [N].
 
 inline bool is_soft(at::TensorList rows) { return rows[0].is_floating_point(); }
 
@@ -51,23 +51,21 @@ inline int64_t index_numbers(int64_t N, int64_t S) { return 2 * N + 2 * S + 2; }
 template <typename A>
 Rows<A> hard_rows(at::TensorList rows, int64_t N, int64_t S) {
   check_shape(rows[0], {index_numbers(N, S)}, "rows[0]");
-  check_shape(rows[1], {N + S + 1}, "rows[1]");
+  check_shape(rows[1], {S + 1 + N}, "rows[1]");
   auto* order = const_cast<int64_t*>(rows[0].const_data_ptr<int64_t>());
-  A* weight = const_cast<A*>(rows[1].const_data_ptr<A>());
-  return {N,      S,          order,         order + N, order + 2 * N, order + 2 * N + S + 2,
-          weight, weight + N, weight + N + S};
+  A* size = const_cast<A*>(rows[1].const_data_ptr<A>());
+  return {N,    S,        order,       order + N, order + 2 * N, order + 2 * N + S + 2,
+          size, size + S, size + S + 1};
 }
 
 template <typename A>
 struct SoftRows {
-  const A *m, *counts, *size, *total;
+  const A *m, *size, *counts;
 
   SoftRows(at::TensorList rows, int64_t N, int64_t C)
-      : m(rows[0].const_data_ptr<A>()), counts(rows[1].const_data_ptr<A>()) {
+      : m(rows[0].const_data_ptr<A>()), size(rows[1].const_data_ptr<A>()), counts(size + C + 1) {
     check_shape(rows[0], {N, C}, "rows[0]");
-    check_shape(rows[1], {N + C + 1}, "rows[1]");
-    size = counts + N;
-    total = size + C;
+    check_shape(rows[1], {C + 1 + N}, "rows[1]");
   }
 };
 

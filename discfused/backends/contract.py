@@ -58,8 +58,10 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """None if this backend can run here, else the reason and the fix."""
 
-    def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
-        """Tensors of the shapes and dtypes that `rows` returns."""
+    def empty_rows(
+        self, target: Tensor, num_classes: int, dtype: torch.dtype, weighted: bool
+    ) -> Sequence[Tensor]:
+        """Tensors of the shapes and dtypes that `rows` returns. weighted: with sample weights."""
 
     def empty_kept(
         self, features: Tensor, rows: Sequence[Tensor], num_classes: int

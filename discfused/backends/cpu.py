@@ -25,7 +25,9 @@ class CpuBackend:
 
     # struct Rows and struct Kept in csrc/cpu define the layouts.
 
-    def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> Sequence[Tensor]:
+    def empty_rows(
+        self, target: Tensor, num_classes: int, dtype: torch.dtype, weighted: bool
+    ) -> Sequence[Tensor]:
         N = target.shape[0]
         if target.is_floating_point():
             weight = target.new_empty((N, num_classes), dtype=dtype)

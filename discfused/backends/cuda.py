@@ -15,8 +15,8 @@ class CudaBackend(GpuBackend):
         return _library.cuda_missing()
 
     @staticmethod
-    def index_numbers(N: int, S: int) -> int:
-        return 2 * N + 2 * S + 2  # csrc/cuda/tensors.h defines the layout
+    def rows_numbers(N: int, S: int, weighted: bool) -> tuple[int, int]:
+        return 2 * N + 2 * S + 2, S + 1 + N  # csrc/cuda/tensors.h defines the layout
 
     def hard_rows(
         self,

@@ -15,20 +15,20 @@ def is_soft(rows: Sequence[Tensor]) -> bool:
 
 
 def soft_rows(target: Tensor, sample_weight: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
-    """m [N, C], and one tensor with: whether each row counts [N], n [C], the sum of n [1]."""
+    """m [N, C], and one tensor with: n [C], the sum of n [1], whether each row counts [N]."""
     m = target.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if sample_weight is not None:  # 0 times a weight of NaN would be NaN
         m = torch.where(m == 0, m, m * sample_weight.to(dtype)[:, None])
     n = m.sum(0)
-    return [m, torch.cat(((m != 0).any(1).to(dtype), n, n.sum()[None]))]
+    return [m, torch.cat((n, n.sum()[None], (m != 0).any(1).to(dtype)))]
 
 
 class GpuBackend:
     """`rows` and the shapes of kept tensors. Subclasses sort the rows of hard labels."""
 
     @staticmethod
-    def index_numbers(N: int, S: int) -> int:
-        """The number of integers in the rows of hard labels."""
+    def rows_numbers(N: int, S: int, weighted: bool) -> tuple[int, int]:
+        """How many integers, and how many of `dtype`, the rows of hard labels are."""
         raise NotImplementedError
 
     def hard_rows(
@@ -60,13 +60,18 @@ class GpuBackend:
         bad.check_now()
         return rows
 
-    def empty_rows(self, target: Tensor, num_classes: int, dtype: torch.dtype) -> list[Tensor]:
+    def empty_rows(
+        self, target: Tensor, num_classes: int, dtype: torch.dtype, weighted: bool
+    ) -> list[Tensor]:
         N, C = target.shape[0], num_classes
         if target.is_floating_point():
             return [target.new_empty((N, C), dtype=dtype), target.new_empty(N + C + 1, dtype=dtype)]
         S = hard_slots(N, C)
-        index = target.new_empty(self.index_numbers(N, S), dtype=torch.int64)
-        return [index, target.new_empty(N + S + 1, dtype=dtype)]
+        integers, numbers = self.rows_numbers(N, S, weighted)
+        return [
+            target.new_empty(integers, dtype=torch.int64),
+            target.new_empty(numbers, dtype=dtype),
+        ]
 
     def empty_kept(
         self, features: Tensor, rows: Sequence[Tensor], num_classes: int
@@ -80,6 +85,5 @@ class GpuBackend:
     def sizes(self, rows: Sequence[Tensor], samples: int, num_classes: int) -> Tensor:
         index, weight = rows
         if is_soft(rows) or num_classes <= samples:  # a slot is a class
-            return weight[samples : samples + num_classes].clone()
-        sizes, slot_class = weight[samples : 2 * samples], index[index.shape[0] - samples :]
-        return by_class(sizes, slot_class, num_classes)
+            return weight[:num_classes].clone()
+        return by_class(weight[:samples], index[index.shape[0] - samples :], num_classes)

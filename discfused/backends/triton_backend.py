@@ -61,6 +61,11 @@ def _split(number: float) -> tuple[float, float]:
     return head, number - head if math.isfinite(head) else 0.0
 
 
+def _weighted(rows: Sequence[Tensor], S: int) -> bool:
+    """Whether there are sample weights, of hard labels."""
+    return rows[1].shape[0] > S + 1
+
+
 def _by_rows(features: Tensor) -> Tensor:
     """With each row in one piece: else the compiler has another order of sums for them."""
     return features if features.stride(1) == 1 else features.contiguous()
@@ -79,8 +84,8 @@ class TritonBackend(GpuBackend):
     # triton_rows says what is in `index` and `weight`, triton_terms what in `coef`.
 
     @staticmethod
-    def index_numbers(N: int, S: int) -> int:
-        return 2 * N + 3 * S + 2
+    def rows_numbers(N: int, S: int, weighted: bool) -> tuple[int, int]:
+        return 2 * N + 3 * S + 2, S + 1 + (N if weighted else 0)
 
     def hard_rows(
         self,
@@ -92,12 +97,12 @@ class TritonBackend(GpuBackend):
         bad: Tensor,
     ) -> list[Tensor]:
         N, C = target.shape[0], num_classes
-        index, weight = self.empty_rows(target, C, dtype)
+        weighted = sample_weight is not None
+        index, weight = self.empty_rows(target, C, dtype, weighted)
         if N == 0:
             return [index.zero_(), weight.zero_()]
         k, present = kernels(), C > N
         items = N + (1 if present else C + 1)  # rows, then classes
-        weighted = sample_weight is not None
         # Tensors that are not there are never read; any pointer will do.
         given = weight if sample_weight is None else sample_weight
         arguments = (given, given.stride(0), index, weight, bad)
@@ -141,11 +146,13 @@ class TritonBackend(GpuBackend):
             grid = (_cdiv(S, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
             k.soft_table_kernel[grid](*arguments, N, S, D, ACT=activation, **blocks)
             return
-        blocks = _blocks("table", table.dtype)
+        blocks = _fitting("table", table.dtype, "ROWS", _cdiv(N, S))
         R, more = _pieces(N, S, D, blocks)
         parts = table.new_empty((more, D)) if more else table
         grid = ((S + 1 + more) * _cdiv(D, blocks["COLS"]),)
-        k.table_kernel[grid](*arguments, parts, N, S, D, R, ACT=activation, **blocks)
+        k.table_kernel[grid](
+            *arguments, parts, N, S, D, R, WEIGHTED=_weighted(rows, S), ACT=activation, **blocks
+        )
         if more:
             blocks = _blocks("fold", table.dtype)
             grid = (more * _cdiv(D, blocks["COLS"]),)
@@ -180,17 +187,17 @@ class TritonBackend(GpuBackend):
         blocks, parts = _cdiv(D, columns["COLS"]), _cdiv(S, columns["SLOTS"])
         whole = parts == 1
         sums = table.new_empty(blocks * (2 + S) if whole else parts * (2 * D + 1))
-        scalars = (penalty, gini, kl, N, S, D)
+        scalars = (penalty, gini, kl)
         weights = (*_split(gini_weight), *_split(kl_weight))
         with on(features):
             self._table(features, rows, table, activation)
             k.column_terms_kernel[(parts * blocks,)](
-                table, weight, coef, sums, N, S, D, WHOLE=whole, IMPURITY=impurity, **columns
+                table, weight, coef, sums, S, D, WHOLE=whole, IMPURITY=impurity, **columns
             )
             if whole:
                 k.whole_terms_kernel[(blocks,)](
-                    table, index, weight, prior, absent, coef, sums, *scalars, blocks, *weights,
-                    **flags, **columns,
+                    table, index, weight, prior, absent, coef, sums, *scalars, N, S, D, blocks,
+                    *weights, **flags, **columns,
                 )  # fmt: skip
             else:
                 of_features, slots = _blocks("features", dtype), _blocks("slots", dtype)
@@ -205,8 +212,8 @@ class TritonBackend(GpuBackend):
                     table, index, weight, prior, coef, slot_sums, N, S, D, **flags, **slots
                 )
                 k.finish_kernel[(_cdiv(D, finish["COLS"]),)](
-                    absent, weight, coef, column_sums, slot_sums, *scalars, blocks, slot_blocks,
-                    *weights, ABSENT=absent is not weight, **finish,
+                    absent, weight, coef, column_sums, slot_sums, *scalars, S, D, blocks,
+                    slot_blocks, *weights, ABSENT=absent is not weight, **finish,
                 )  # fmt: skip
         return penalty, gini, kl, [table, coef]
 
@@ -272,10 +279,14 @@ class TritonBackend(GpuBackend):
                 grid = (_cdiv(N, blocks["ROWS"]) * _cdiv(D, blocks["COLS"]),)
                 k.soft_gradient_kernel[grid](*arguments, C, D, **flags, **blocks)
             else:
-                S, blocks = min(N, C), _blocks("gradient", rows[1].dtype)
+                S = min(N, C)
+                blocks = _fitting("gradient", rows[1].dtype, "ROWS", _cdiv(N, S))
                 R, more = _pieces(N, S, D, blocks)
                 grid = ((S + 1 + more) * _cdiv(D, blocks["COLS"]),)
-                k.gradient_kernel[grid](*arguments, S, D, R, PRESENT=S < C, **flags, **blocks)
+                k.gradient_kernel[grid](
+                    *arguments, S, D, R, PRESENT=S < C, WEIGHTED=_weighted(rows, S), **flags,
+                    **blocks,
+                )  # fmt: skip
         return dx
 
 

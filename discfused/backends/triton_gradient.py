@@ -48,7 +48,7 @@ def gradient_kernel(
     x, row_stride, index, weight, table, coef,
     grad_penalty, grad_gini, grad_kl, given, gini_weight, gini_rest, kl_weight, kl_rest,
     dx, N, S, D, R,
-    TERMS: tl.constexpr, PRESENT: tl.constexpr, ACT: tl.constexpr,
+    TERMS: tl.constexpr, PRESENT: tl.constexpr, WEIGHTED: tl.constexpr, ACT: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """dx of COLS columns of one piece of the rows (_piece), which have one row of G: from H (TERMS)
@@ -57,7 +57,8 @@ def gradient_kernel(
     blocks = tl.cdiv(D, COLS)
     columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
     slot, place, end, _ = _piece(tl.program_id(0) // blocks, index, N, S, R)
-    rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
+    row_weight = weight + S + 1
+    rows, w, there = _read_places(place, end, index, row_weight, WEIGHTED, ROWS, ACC)
     counts = slot < S
     line = slot.to(tl.int64)
     if PRESENT and not TERMS:
@@ -72,14 +73,14 @@ def gradient_kernel(
         # 1 / T last: it may be large. A dead feature gets 0 even if A is NaN.
         G = tl.where(inverse == 0, 0.0, inverse * (constant + slope * G + g2 * A))
         G = tl.where(counts, G, 0.0)
-    n = tl.load(weight + N + slot, mask=counts, other=1.0).to(ACC)
+    G = _divide(G, tl.load(weight + slot, mask=counts, other=1.0).to(ACC))[None, :]
     while place < end:
         mask = there[:, None] & inside[None, :]
         value = _read(x, rows, columns, row_stride, 1, mask & counts, ACC)
         to = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
-        g = _divide(w, n)[:, None] * G[None, :]
+        g = w * G
         place += ROWS
-        rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
+        rows, w, there = _read_places(place, end, index, row_weight, WEIGHTED, ROWS, ACC)
         tl.store(to, _pull_back(value, g, ACT).to(dx.dtype.element_ty), mask=mask)
 
 
@@ -105,7 +106,7 @@ def soft_gradient_kernel(
     first = 0
     while first < S:
         slots = first + tl.arange(0, INNER)
-        n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+        n = tl.load(weight + slots, mask=slots < S, other=0.0).to(ACC)
         mask = (rows < N)[:, None] & (slots < S)[None, :]
         left = _read(m, rows, slots, S, 1, mask, ACC)
         mask = (slots < S)[:, None] & inside[None, :]
@@ -116,7 +117,7 @@ def soft_gradient_kernel(
             G = tl.where((inverse == 0)[None, :], 0.0, inverse[None, :] * G)
         sums = _product(_divide(left, n[None, :]), G, sums)
         first += INNER
-    counts = tl.load(weight + rows, mask=rows < N, other=0.0).to(ACC) != 0
+    counts = tl.load(weight + S + 1 + rows, mask=rows < N, other=0.0).to(ACC) != 0
     mask = counts[:, None] & inside[None, :]
     value = _read(x, rows, columns, row_stride, 1, mask, ACC)
     sums = tl.where(mask, _pull_back(value, sums, ACT), 0.0)  # also where G is NaN

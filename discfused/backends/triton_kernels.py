@@ -42,7 +42,12 @@ _UNFUSED = {"enable_fp_fusion": False}
 # measured on a GPU. Memory of 3 TB/s and 0.7 microseconds latency wants 18 KB on their way on each
 # multiprocessor; a thread reads 16 bytes at a time. They depend on shapes and dtypes alone: ranks
 # of a process group, and runs on different GPUs, sum in the same order. Where there are several,
-# the first that holds all rows ("rows") or all slots ("columns"), else the last.
+# the first that holds all rows ("rows"), all slots ("columns") or a class of mean size, else the
+# last.
+#
+# Of x, one warp, in which each thread has columns of its own (so a sum over rows needs no exchange)
+# and all ROWS on their way: 4 KB of bfloat16. Rows that a class does not have cost instructions.
+_ROWS = tuple({"ROWS": rows, "COLS": 256, "num_warps": 1} for rows in (4, 8))
 _BLOCKS = {
     # All that an item is compared with, at once.
     "rows": (
@@ -52,10 +57,8 @@ _BLOCKS = {
     "runs": {"ROWS": 1024, "OWN": 16, "num_warps": 8},
     # Each warp has all OWN rows, and looks in one run: neighbours are found at places side by side.
     "merge": {"RUNS": 8, "OWN": 32, "num_warps": 8},
-    # One warp, in which each thread has columns of its own (so a sum over rows needs no exchange)
-    # and all ROWS on their way: 4 KB of bfloat16 for each warp.
-    "table": {"ROWS": 8, "COLS": 256, "num_warps": 1},
-    "gradient": {"ROWS": 8, "COLS": 256, "num_warps": 1},
+    "table": _ROWS,
+    "gradient": _ROWS,
     # 16 to 32 elements of H a thread.
     "columns": (
         {"SLOTS": 64, "COLS": 32, "LINES": 32, "num_warps": 4, **_UNFUSED},

@@ -18,16 +18,17 @@ import triton.language as tl
 def _activate(x, ACT: tl.constexpr):
     """phi(x)"""
     if ACT == 0:
-        return tl.where(x < 0, -x, x)
+        return tl.abs(x)
     else:
-        return tl.where(x > 0, x, 0.0 * x)  # not 0: -infinity must not be lost
+        # Not 0: -infinity must not be lost.
+        return tl.maximum(x, 0.0 * x, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _pull_back(x, g, ACT: tl.constexpr):
     """phi'(x) * g"""
     if ACT == 0:
-        return tl.where(x > 0, g, tl.where(x < 0, -g, x * g))
+        return tl.where(x > 0, g, tl.where(x < 0, -g, 0.0 * g))
     else:
         return tl.where(x > 0, g, 0.0 * g)
 

@@ -8,9 +8,10 @@ For N rows and S slots the stage hands on two tensors, in which these lie one af
             start      [S + 1]  where a slot's rows begin in `order`,
             count      [S + 1]  and how many there are
             slot_class [S]      the class of a slot, -1 for an empty one
-    weight  row_weight [N]      the sample weights of the rows in `order`; 0 if a row does not count
-            size       [S]      n_c of the slot's class
+    weight  size       [S]      n_c of the slot's class
             total      [1]      the sum of all sizes
+            row_weight [N]      if there are sample weights: of the rows in `order`, 0 of a row that
+                                does not count
 
 Where C <= N a slot is a class. Else S = N, and the slot of a class is where its rows begin in
 `order`, so a class of k rows is followed by k - 1 empty slots: nothing needs the number of classes
@@ -59,8 +60,9 @@ def _classes(rows, label, w, N, C, ignore_index):
 
 @triton.jit
 def _store_items(
-    index, weight, items, rows, key, w, place, begin, k, n, N, C, PRESENT: tl.constexpr
-):
+    index, weight, items, rows, key, w, place, begin, k, n, N, C,
+    PRESENT: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
     """Items are rows in their places, or classes, of which k rows begin at `begin` and weigh n."""
     inside = items < N
     counts = key < C
@@ -78,18 +80,19 @@ def _store_items(
         has_slot = ~inside & (key <= C)
     tl.store(index + place, rows, mask=inside)
     tl.store(index + N + place, row_slot, mask=inside)
-    tl.store(weight + place, w, mask=inside)
+    if WEIGHTED:
+        tl.store(weight + S + 1 + place, w, mask=inside)
     start = index + 2 * N
     tl.store(start + slot, begin, mask=has_slot)
     tl.store(start + S + 1 + slot, k, mask=has_slot)
     has_class = has_slot & (slot < S)
     tl.store(start + 2 * (S + 1) + slot, tl.where(k > 0, key, -1), mask=has_class)
-    tl.store(weight + N + slot, tl.where(k > 0, n, 0.0), mask=has_class)
+    tl.store(weight + slot, tl.where(k > 0, n, 0.0), mask=has_class)
 
 
 @triton.jit
 def _store_whole(weight, bad, whole, wrong, N, C, PRESENT: tl.constexpr):
-    tl.store(weight + N + (N if PRESENT else C), whole)
+    tl.store(weight + (N if PRESENT else C), whole)
     if wrong > 0:  # an earlier report must not be lost
         tl.store(bad, wrong)
 
@@ -128,7 +131,10 @@ def compare_rows_kernel(
         k = tl.sum(equal.to(tl.int32), axis=0)
         if not WEIGHTED:
             n = k.to(ACC)
-        _store_items(index, weight, items, items, own_key, own_w, place, begin, k, n, N, C, PRESENT)
+        _store_items(
+            index, weight, items, items, own_key, own_w, place, begin, k, n, N, C,
+            PRESENT, WEIGHTED,
+        )  # fmt: skip
         if program == 0:
             _store_whole(weight, bad, whole, wrong, N, C, PRESENT)
     else:
@@ -193,16 +199,18 @@ def merge_rows_kernel(
     place = first + tl.sum(place, axis=1)
     n = tl.sum(n, axis=1)
     if LAST:
-        w = tl.full([OWN], 1.0, ACC)
+        w = tl.zeros([OWN], dtype=ACC)
         if WEIGHTED:
             wide = rows.to(tl.int64)
-            w = tl.load(sample_weight + wide * weight_stride, mask=inside, other=0.0).to(ACC)
-        w = tl.where(key < C, w, 0.0)
+            counts = inside & (key < C)
+            w = tl.load(sample_weight + wide * weight_stride, mask=counts, other=0.0).to(ACC)
         k = tl.sum(k, axis=1)
         if not WEIGHTED:
             n = k.to(ACC)
         begin = tl.sum(begin, axis=1)
-        _store_items(index, weight, items, rows, key, w, place, begin, k, n, N, C, PRESENT)
+        _store_items(
+            index, weight, items, rows, key, w, place, begin, k, n, N, C, PRESENT, WEIGHTED
+        )
         if program == 0:
             whole = tl.zeros([RUNS * OWN], dtype=ACC)
             wrong = tl.zeros([RUNS * OWN], dtype=tl.int32)

@@ -24,13 +24,13 @@ def _piece(piece, index, N, S, R):
     rows, however uneven the classes are, and each finds its rows in two loads.
     """
     start = index + 2 * N
-    window = piece.to(tl.int64) - (S + 1)
+    window = piece - (S + 1)
     place = window * R
     follows = window >= 0
     slot = tl.load(index + N + place, mask=follows, other=0)
     slot = tl.where(follows, slot, piece)
-    begin = tl.load(start + slot)
-    count = tl.load(start + S + 1 + slot)
+    begin = tl.load(start + slot).to(tl.int32)
+    count = tl.load(start + S + 1 + slot).to(tl.int32)
     end = begin + count
     is_cut = count > R
     stop = tl.where(is_cut, (begin // R + 1) * R, end)
@@ -42,18 +42,23 @@ def _piece(piece, index, N, S, R):
 
 
 @triton.jit
-def _read_places(place, end, index, weight, ROWS: tl.constexpr, ACC: tl.constexpr):
-    """rows at ROWS places, their weights, and which of the places there are"""
+def _read_places(
+    place, end, index, row_weight, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr
+):
+    """rows at ROWS places, their weights [ROWS, 1], and which of the places there are"""
     places = place + tl.arange(0, ROWS)
     there = places < end
     rows = tl.load(index + places, mask=there, other=0)
-    return rows, tl.load(weight + places, mask=there, other=0.0).to(ACC), there
+    w = tl.full([ROWS], 1.0, ACC)
+    if WEIGHTED:
+        w = tl.load(row_weight + places, mask=there, other=0.0).to(ACC)
+    return rows, w[:, None], there
 
 
 @triton.jit(do_not_specialize=["N", "S", "R"])
 def table_kernel(
     x, row_stride, index, weight, table, parts, N, S, D, R,
-    ACT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    WEIGHTED: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """COLS columns of one piece of the rows: H of a slot that is not cut; else a part of its sum,
     of the first piece in the table, of the others in parts [N / R, D], for fold_kernel to put
@@ -64,17 +69,18 @@ def table_kernel(
     columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
     slot, place, end, is_cut = _piece(piece, index, N, S, R)
     end = tl.where(slot < S, end, place)  # nothing is read of rows that do not count
-    n = tl.load(weight + N + slot).to(ACC)
+    n = tl.load(weight + slot).to(ACC)
+    row_weight = weight + S + 1
     sums = tl.zeros([COLS], dtype=ACC)
     # The next rows are on their way while the features of these are.
-    rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
+    rows, w, there = _read_places(place, end, index, row_weight, WEIGHTED, ROWS, ACC)
     while place < end:
         mask = there[:, None] & inside[None, :]
         value = _read(x, rows, columns, row_stride, 1, mask, ACC)
         weights = w
         place += ROWS
-        rows, w, there = _read_places(place, end, index, weight, ROWS, ACC)
-        sums += tl.sum(weights[:, None] * _activate(value, ACT), axis=0)
+        rows, w, there = _read_places(place, end, index, row_weight, WEIGHTED, ROWS, ACC)
+        sums += tl.sum(weights * _activate(value, ACT), axis=0)
     if piece > S:
         if is_cut:
             tl.store(parts + (piece - (S + 1)).to(tl.int64) * D + columns, sums, mask=inside)
@@ -103,7 +109,7 @@ def fold_kernel(
     H = table + slot.to(tl.int64) * D + columns
     mask = inside & is_mine
     value = tl.load(H, mask=mask, other=0.0).to(ACC) + sums
-    n = tl.load(weight + N + slot, mask=is_mine, other=1.0).to(ACC)
+    n = tl.load(weight + slot, mask=is_mine, other=1.0).to(ACC)
     tl.store(H, _divide(value, n), mask=mask)
 
 
@@ -122,14 +128,14 @@ def soft_table_kernel(
     first = 0
     while first < N:
         rows = first + tl.arange(0, INNER)
-        counts = tl.load(weight + rows, mask=rows < N, other=0.0).to(ACC) != 0
+        counts = tl.load(weight + S + 1 + rows, mask=rows < N, other=0.0).to(ACC) != 0
         mask = (slots < S)[:, None] & counts[None, :]
         left = _read(m, slots, rows.to(tl.int64), 1, S, mask, ACC)
         mask = counts[:, None] & inside[None, :]
         right = _read(x, rows, columns, row_stride, 1, mask, ACC)
         sums = _product(left, _activate(right, ACT), sums)
         first += INNER
-    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+    n = tl.load(weight + slots, mask=slots < S, other=0.0).to(ACC)
     mask = (slots < S)[:, None] & inside[None, :]
     line = table + slots.to(tl.int64)[:, None] * D + columns[None, :]
     tl.store(line, _divide(sums, n[:, None]), mask=mask)

@@ -57,9 +57,9 @@ def _feature_terms(
     tl.store(line + 1, tl.sum(tl.where(inside, impurity, 0.0), axis=0))
 
 
-@triton.jit(do_not_specialize=["N", "S"])
+@triton.jit(do_not_specialize=["S"])
 def column_terms_kernel(
-    table, weight, coef, sums, N, S, D,
+    table, weight, coef, sums, S, D,
     WHOLE: tl.constexpr, IMPURITY: tl.constexpr,
     SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +73,7 @@ def column_terms_kernel(
     columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
     slots = block * SLOTS + tl.arange(0, SLOTS)
     tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
-    n = tl.load(weight + N + slots, mask=slots < S, other=0.0).to(ACC)
+    n = tl.load(weight + slots, mask=slots < S, other=0.0).to(ACC)
     present = tl.sum((n != 0).to(ACC), axis=0)
     T = tl.sum(tile, axis=0)
     share = _divide(tile, T[None, :])
@@ -138,8 +138,8 @@ def _class_terms(
             classes = tl.load(index + 2 * N + 2 * (S + 1) + slots, mask=there, other=-1)
         pi = tl.load(prior + classes, mask=there & (classes >= 0), other=0.0).to(ACC)
     else:
-        n = tl.load(weight + N + slots, mask=there, other=0.0).to(ACC)
-        pi = _divide(n, tl.load(weight + N + S).to(ACC))
+        n = tl.load(weight + slots, mask=there, other=0.0).to(ACC)
+        pi = _divide(n, tl.load(weight + S).to(ACC))
     q = _divide(P_sum, L)
     floor = tl.full([], FLOOR, ACC)  # a comparison would round it to float32
     is_clamped = q < floor
@@ -151,7 +151,7 @@ def _class_terms(
 
 @triton.jit
 def _store_scalars(
-    L, impurity, divergence, absent, weight, penalty, gini, kl, N, S, D,
+    L, impurity, divergence, absent, weight, penalty, gini, kl, S, D,
     gini_weight, gini_rest, kl_weight, kl_rest, ABSENT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     gini_value = _divide(impurity, tl.full([], D, ACC))
@@ -160,7 +160,7 @@ def _store_scalars(
     if ABSENT:
         kl_value += tl.load(absent).to(ACC)
     kl_value = tl.where((L == 0) | (kl_value < 0), 0.0, kl_value)
-    nothing = tl.load(weight + N + S).to(ACC) == 0  # no row counts
+    nothing = tl.load(weight + S).to(ACC) == 0  # no row counts
     gini_value = tl.where(nothing, 0.0, gini_value)
     kl_value = tl.where(nothing, 0.0, kl_value)
     tl.store(gini, gini_value)
@@ -215,7 +215,7 @@ def whole_terms_kernel(
         tl.store(coef + 4 * D + slots, A, mask=there)
         _store_scalars(
             L, tl.sum(impurity, axis=0), tl.sum(divergence, axis=0), absent, weight,
-            penalty, gini, kl, N, S, D, gini_weight, gini_rest, kl_weight, kl_rest,
+            penalty, gini, kl, S, D, gini_weight, gini_rest, kl_weight, kl_rest,
             PRIOR and PRESENT, ACC,
         )  # fmt: skip
 
@@ -267,9 +267,9 @@ def slot_terms_kernel(
         H, inverse, columns, inside = _read_slots(table, coef, slots, column_block, S, D, COLS)
 
 
-@triton.jit(do_not_specialize=["N", "S", "blocks", "slot_blocks", *_WEIGHTS])
+@triton.jit(do_not_specialize=["S", "blocks", "slot_blocks", *_WEIGHTS])
 def finish_kernel(
-    absent, weight, coef, column_sums, slot_sums, penalty, gini, kl, N, S, D, blocks,
+    absent, weight, coef, column_sums, slot_sums, penalty, gini, kl, S, D, blocks,
     slot_blocks, gini_weight, gini_rest, kl_weight, kl_rest,
     ABSENT: tl.constexpr, LINES: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -294,6 +294,6 @@ def finish_kernel(
             first += LINES
         _store_scalars(
             tl.sum(live, axis=0), tl.sum(impurity, axis=0), tl.sum(divergence, axis=0), absent,
-            weight, penalty, gini, kl, N, S, D, gini_weight, gini_rest, kl_weight, kl_rest,
+            weight, penalty, gini, kl, S, D, gini_weight, gini_rest, kl_weight, kl_rest,
             ABSENT, ACC,
         )  # fmt: skip

@@ -149,20 +149,23 @@ def test_the_order_of_rows(N, C, weighted, monkeypatch):
     index, weights = _ops.named("cuda").rows(y, w, C, -100, torch.float64)
     expected = torch.cat((order, row_slot, offsets, torch.tensor([N]), slot_class))
     assert torch.equal(index, expected)
-    assert torch.equal(weights, torch.cat((weight[order], size, weight.sum()[None])))
+    assert torch.equal(weights, torch.cat((size, weight.sum()[None], weight[order])))
     assert flag.item() == 4
     flag.zero_()
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_the_shapes_of_what_is_kept(soft):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_shapes_of_what_is_kept(soft, weighted):
     """torch.compile plans with empty_rows and empty_kept."""
     N, D, C = 20, 7, 50
     target, x, backend = (soft_labels if soft else labels)(N, C), torch.randn(N, D), OnHost()
     cuda = _ops.named("cuda")
-    rows = cuda.rows(target, None, C, -100, torch.float32)
+    rows = cuda.rows(target, torch.ones(N) if weighted else None, C, -100, torch.float32)
     kept = cuda.terms(x, rows, C, None, 0, 0, 0.5, 0.5)[3]
-    expected = backend.empty_rows(target, C, torch.float32), backend.empty_kept(x, rows, C)
+    expected = (
+        backend.empty_rows(target, C, torch.float32, weighted), backend.empty_kept(x, rows, C)
+    )  # fmt: skip
     for tensors, empty in zip((rows, kept), expected, strict=True):
         assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in empty]
 

@@ -91,9 +91,9 @@ def test_the_real_tiles(C, monkeypatch):
     """As on a GPU. All slots in one tile, of three widths, or in two; soft labels have C slots."""
     monkeypatch.setattr(KERNELS, "BLOCKS", REAL_TILES)
     check_terms("triton", features(5, 37, torch.float32), soft_labels(5, C).float(), C)
-    if C == 3:
+    for N in (5, 9, 17) if C == 3 else ():  # of each width of tiles of rows
         for dtype in REAL_TILES:
-            check_terms("triton", features(5, 37, dtype), labels(5, C), C)
+            check_terms("triton", features(N, 37, dtype), labels(N, C), C)
 
 
 @pytest.mark.parametrize("case", OPTIONS, ids=str)

@@ -17,7 +17,8 @@ from interpreted import KERNELS, TILES, memory, tiles  # noqa: F401 (fixtures)
 
 def by_hand(y, w, C):
     """What triton_rows says of `index` and `weight`."""
-    N = len(y)
+    N, weighted = len(y), w is not None
+    w = w or [1] * N
     w = [w[i] if 0 <= y[i] < C else 0 for i in range(N)]
     of_row = [y[i] if w[i] else C for i in range(N)]
     order = sorted(range(N), key=of_row.__getitem__)
@@ -34,7 +35,7 @@ def by_hand(y, w, C):
     size = [sum(w[i] for i in range(N) if of_row[i] == c) for c in slot_class]
     row_slot = [slots.index(c) for c in sorted_classes]
     index = [*order, *row_slot, *start, *count, *slot_class]
-    return index, [*(w[i] for i in order), *size, sum(w)]
+    return index, [*size, sum(w), *((w[i] for i in order) if weighted else ())]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -46,7 +47,7 @@ def test_rows_of_one_run_and_of_several(C, kind, weighted, monkeypatch):
     y = labels(35, C, kind)
     y[5], y[8], y[20] = C, -1, 2**40
     w = torch.arange(35) % 4 / 2 if weighted else None  # halves: sums have no rounding
-    expected = by_hand(y.tolist(), (torch.ones(35) if w is None else w).tolist(), C)
+    expected = by_hand(y.tolist(), w if w is None else w.tolist(), C)
     monkeypatch.setattr(type(bad_labels(y.device)), "check", lambda self: None)
     flag = bad_labels(y.device).flag
     for rows in (64, 16):
@@ -81,14 +82,15 @@ def test_the_same_bits_on_every_run():
 
 @pytest.mark.parametrize("C", [5, 40])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_the_shapes_of_what_is_kept(C, soft):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_shapes_of_what_is_kept(C, soft, weighted):
     """torch.compile plans with empty_rows and empty_kept."""
     N, D, acc = 20, 7, torch.float32
     target, x = (soft_labels if soft else labels)(N, C), torch.randn(N, D)
     triton, backend = _ops.named("triton"), backends.get("triton")
-    rows = triton.rows(target, None, C, -100, acc)
+    rows = triton.rows(target, torch.ones(N) if weighted else None, C, -100, acc)
     kept = triton.terms(x, rows, C, None, 0, 0, 0.5, 0.5)[3]
-    expected = backend.empty_rows(target, C, acc), backend.empty_kept(x, rows, C)
+    expected = backend.empty_rows(target, C, acc, weighted), backend.empty_kept(x, rows, C)
     for tensors, empty in zip((rows, kept), expected, strict=True):
         assert [(t.shape, t.dtype) for t in tensors] == [(t.shape, t.dtype) for t in empty]
 
