@@ -2,19 +2,24 @@
 
 python -m benchmarks.gpu_model > docs/gpu-model.md
 
-Nothing here was measured: every figure is computed, from the launches of the backend's own host
-code on tensors without data, and from what the compilers made of the kernels for sm_90.
+Nothing here was measured: every figure is computed, from the launches, and from what the compilers
+made of the kernels for sm_90. Triton's launches are those of the backend's host code, on tensors
+without data; of CUDA's, cuda_launches has an account.
 """
 
 import argparse
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
 
+from benchmarks import cuda_launches
 from benchmarks.cases import Case
+from benchmarks.cuda_launches import CudaLaunch
 from benchmarks.kernels import CASES
 from benchmarks.launches import Launch, compiled_code, launches
 from benchmarks.sass import Code, codes
@@ -24,7 +29,8 @@ BYTES_A_SECOND = 3.35e12  # of an H100 SXM's memory, as NVIDIA publishes it
 KERNEL = re.compile(r"\d([a-z_]+_kernel)I(?:N3c10\d)?(f|d|Half|BFloat16)E")
 DTYPES = {"f": "float32", "d": "float64", "Half": "float16", "BFloat16": "bfloat16"}
 USE = tuple(f"computed {name}" for name in ("registers", "blocks", "loads", "bytes in flight"))
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+CSRC = cuda_launches.SOURCES.parent
+Stages = tuple[list[Launch], list[Launch]] | tuple[list[CudaLaunch], list[CudaLaunch]]
 
 TERABYTES = BYTES_A_SECOND / 1e12
 HEAD = f"""\
@@ -32,6 +38,7 @@ HEAD = f"""\
 
 Computed, never measured: by `python -m benchmarks.gpu_model > docs/gpu-model.md`, without a GPU.
 
+- **programs**: what CUDA calls blocks.
 - **computed bytes**: of all tensors that a kernel is given, each once, for classes of equal size.
   What one kernel has just written the next may find in the L2 cache (50 MB): fewer cross memory.
 - **computed time**: what these bytes take at the {TERABYTES:.2f} TB/s that are published of
@@ -62,62 +69,79 @@ def use(code: Code) -> list[str]:
     ]
 
 
-def of_case(case: Case) -> list[str]:
-    """Triton's launches, one a line, and their sums beside the least."""
-    stages = launches(case.N, case.D, case.C, getattr(torch, case.dtype))
+def of_case(case: Case, backend: str, stages: Stages, uses: Iterable[Code]) -> list[str]:
+    """The launches, one a line, and their sums beside the least."""
     lines = [
-        f"\n## {case.N} x {case.D}, {case.C} classes, {case.dtype}: triton\n",
+        f"\n## {case.N} x {case.D}, {case.C} classes, {case.dtype}: {backend}\n",
         *table("kernel", "programs", "threads", "computed bytes", "computed time", *USE),
     ]
-    for launch in [launch for stage in stages for launch in stage]:
-        lines.append(row(*work(launch), *use(compiled_code(launch))))
+    for launch, code in zip(chain(*stages), uses, strict=True):
+        lines.append(row(*work(launch), *use(code)))
     return [*lines, "", *sums(case, stages)]
 
 
-# Neither this nor `sums` needs a compiler.
-def work(launch: Launch) -> list[str]:
+# None of these needs a compiler.
+def of_triton(case: Case) -> Stages:
+    return launches(case.N, case.D, case.C, getattr(torch, case.dtype))
+
+
+def of_cuda(case: Case) -> Stages:
+    return cuda_launches.launches(case.N, case.D, case.C, getattr(torch, case.dtype).itemsize)
+
+
+def work(launch: Launch | CudaLaunch) -> list[str]:
     return [
-        f"`{launch.kernel}`", f"{launch.grid:,}", str(32 * launch.options["num_warps"]),
-        f"{launch.bytes():,}", microseconds(launch.bytes()),
+        f"`{launch.kernel}`", f"{launch.grid:,}", str(launch.threads),
+        f"{launch.bytes:,}", microseconds(launch.bytes),
     ]  # fmt: skip
 
 
-def sums(case: Case, stages: tuple[list[Launch], list[Launch]]) -> list[str]:
+def sums(case: Case, stages: Stages) -> list[str]:
     lines = table("direction", "launches", "computed bytes", "computed time",
                   "computed least bytes", "computed least time")  # fmt: skip
-    both = (*stages, [launch for stage in stages for launch in stage])
+    both = (*stages, [*chain(*stages)])
     for (direction, least), stage in zip(case.least_bytes().items(), both, strict=True):
-        count = sum(launch.bytes() for launch in stage)
+        count = sum(launch.bytes for launch in stage)
         lines.append(row(direction, len(stage), f"{count:,}", microseconds(count), f"{least:,}",
                          microseconds(least)))  # fmt: skip
     return lines
 
 
-def of_cuda(nvcc: str) -> list[str]:
-    """All kernels of csrc/cuda."""
+def compiled_cuda(nvcc: str) -> dict[tuple[str, str], Code]:
+    """(kernel, dtype) -> the code of all kernels of csrc/cuda"""
     from torch.utils.cpp_extension import include_paths
 
-    lines = ["\n## Every kernel: cuda\n",
-             *table("kernel", *USE)]  # fmt: skip
+    found = {}
     includes = [f"-I{path}" for path in (CSRC, *include_paths())]
     for source in sorted((CSRC / "cuda").glob("*.cu")):
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             command = [nvcc, "-O3", "-std=c++17", "-arch=sm_90", "-cubin", *includes]
             subprocess.run([*command, "-o", file.name, str(source)], check=True)
-            for mangled, code in sorted(codes(Path(file.name), 256).items()):
+            for mangled, code in sorted(codes(Path(file.name), cuda_launches.THREADS).items()):
                 name, dtype = KERNEL.search(mangled).groups()
-                lines.append(row(f"`{name}` {DTYPES[dtype]}", *use(code)))
-    return lines
+                found[name, DTYPES[dtype]] = code
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nvcc", default="nvcc", help="of CUDA 12 or 13 (default: %(default)s)")
     options = parser.parse_args()
+    cuda = compiled_cuda(options.nvcc)
     print(HEAD.rstrip("\n"))
     for case in CASES:
-        print(*of_case(case), sep="\n")
-    print(*of_cuda(options.nvcc), sep="\n")
+        stages = of_triton(case)
+        print(*of_case(case, "triton", stages, map(compiled_code, chain(*stages))), sep="\n")
+        stages = of_cuda(case)
+        # Kernels of the features have their dtype, others that of the sums.
+        uses = [
+            cuda.get((one.kernel, case.dtype)) or cuda[one.kernel, "float32"]
+            for one in chain(*stages)
+        ]
+        print(*of_case(case, "cuda", stages, uses), sep="\n")
+    print("\n## Every kernel: cuda\n", *table("kernel", *USE), sep="\n")
+    for (name, dtype), code in cuda.items():
+        print(row(f"`{name}` {dtype}", *use(code)))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]  # by parameter; tensors have shapes and no data
     options: dict[str, int]  # of the compiler: num_warps and others
 
+    @property
+    def threads(self) -> int:
+        return 32 * self.options["num_warps"]
+
+    @property
     def bytes(self) -> int:
         """Of all tensors that the kernel is given, for classes of equal size. Each counts once:
         tensors that are not there are passed as another one."""
@@ -139,7 +144,7 @@ def compile_launch(launch: Launch, target: GPUTarget = SM_90) -> Any:
 
 
 def compiled_code(launch: Launch, target: GPUTarget = SM_90) -> Code:
-    binary, threads = compile_launch(launch, target), 32 * launch.options["num_warps"]
+    binary, threads = compile_launch(launch, target), launch.threads
     if "amdgcn" in binary.asm:
         text = binary.asm["amdgcn"]
         # Scalar registers may spill, too, but into vector registers, not to memory.

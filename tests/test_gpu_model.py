@@ -10,10 +10,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: nothing can be compiled", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-import torch
-
 from benchmarks import gpu_model
-from benchmarks.launches import launches
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = (ROOT / "docs/gpu-model.md").read_text()
@@ -21,12 +18,12 @@ FIX = "stale: python -m benchmarks.gpu_model > docs/gpu-model.md"
 
 
 @pytest.mark.parametrize("case", gpu_model.CASES, ids=lambda case: case.name)
-def test_launches_and_bytes_are_those_of_the_code(case):
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_launches_and_bytes_are_those_of_the_code(case, backend):
     """All but what only the compilers know, which changes with their releases."""
-    section = next(
-        part for part in DOCUMENT.split("\n## ") if part.startswith(f"{case.N} x {case.D},")
-    )
-    stages = launches(case.N, case.D, case.C, getattr(torch, case.dtype))
+    title = f"{case.N} x {case.D}, {case.C} classes, {case.dtype}: {backend}"
+    (section,) = [part for part in DOCUMENT.split("\n## ") if part.startswith(title)]
+    stages = getattr(gpu_model, f"of_{backend}")(case)
     expected = [gpu_model.row(*gpu_model.work(one)) for stage in stages for one in stage]
     shown = [line for line in section.splitlines() if line.startswith("| `")]
     assert len(shown) == len(expected)

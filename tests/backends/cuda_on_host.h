@@ -28,8 +28,8 @@ struct Barrier {
   int64_t generation = 0;
 };
 
-extern bool backwards;    // the order of threads and of blocks
-extern int64_t launches;  // how many there were
+extern bool backwards;                 // the order of threads and of blocks
+extern std::vector<int64_t> launches;  // the blocks of each
 
 void run(int64_t blocks, int threads, const std::function<void()>& thread);
 void wait(Barrier& barrier, int members);
