@@ -1,6 +1,6 @@
 """How discfused._C is compiled. What is compiled, and why not the rest: build_tools/build_plan.py.
 
-Everything that can be said without compiling is in pyproject.toml.
+All that needs no compiler is in pyproject.toml.
 """
 
 import hashlib
@@ -52,10 +52,10 @@ def make_extension(plan: build_plan.Plan):
 
 
 def openmp(plan: build_plan.Plan) -> tuple[list[str], list[str]]:
-    """Flags to compile and to link; at::parallel_for is a template, threaded only if *we* ask.
+    """Flags to compile and to link. at::parallel_for is a template: without OpenMP here it is serial.
 
-    We link torch's own runtime by its file, because its name can carry a hash: a second one beside
-    it would have threads of its own, which torch.set_num_threads does not govern.
+    The runtime is torch's own, linked by its file, because its name can have a hash. A second one
+    would have threads of its own, which torch.set_num_threads does not limit.
     """
     if "threads" in plan.left_out:
         return [], []
@@ -132,7 +132,7 @@ class BuildRecord(Command):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-    # What setuptools asks of a command that takes part in `build`.
+    # setuptools requires these of a command that takes part in `build`.
     def get_source_files(self):
         return []
 

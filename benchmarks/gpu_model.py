@@ -47,7 +47,7 @@ Computed, never measured: by `python -m benchmarks.gpu_model > docs/gpu-model.md
 - **registers** of a thread, **blocks** that a multiprocessor holds at a time, **loads** from global
   memory that a thread has on its way before the first is used, in the loop that is worst at it, and
   **bytes in flight** on a multiprocessor that is full: computed from the code that Triton and nvcc
-  compile for sm_90. {TERABYTES:.2f} TB/s at a latency of 0.7 microseconds want about 18,000.
+  compile for sm_90. {TERABYTES:.2f} TB/s at a latency of 0.7 microseconds need about 18,000.
 """
 
 

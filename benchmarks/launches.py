@@ -157,4 +157,4 @@ def compiled_code(launch: Launch, target: GPUTarget = SM_90) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(binary.asm["cubin"])
         (code,) = codes(Path(file.name), threads).values()
-    return code._replace(shared=binary.metadata.shared)  # of which the file knows nothing
+    return code._replace(shared=binary.metadata.shared)  # not in the file

@@ -47,7 +47,7 @@ def write(results: Results, folder: Path) -> list[str]:
 
 
 def show(results: Results, page: Path, tables_of: Callable[[Results], str]) -> str:
-    """Puts the tables into a page. A sentence that tells what was done."""
+    """Puts the tables into a page. Returns a sentence on what it did."""
     text = page.read_text()
     old = between(text, results.slug)
     begin, end = markers(results.slug)

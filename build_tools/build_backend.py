@@ -2,12 +2,12 @@
 
 A library compiled against one release of torch does not run with another, so it must be compiled
 against the torch of the environment it is installed into. But pip and uv build in an isolated
-environment, which shows only what the build asks for.
+environment, which has only what the build requires.
 
-pip builds with the interpreter of the target, which we ask: if the target has a torch, we ask for
-none and import that one; if it has none, we ask for the `torch` that the install will bring. Others
-(uv, python -m build) build with an interpreter of their own. There nothing is compiled: better a
-slower install than a library for the wrong torch.
+pip builds with the interpreter of the target. If the target has a torch, the build requires none and
+imports that one. If not, it requires the `torch` that the install will bring. Others (uv, python -m
+build) build with an interpreter of their own. Nothing is compiled there, because it could be for the
+wrong torch.
 """
 
 import importlib.util

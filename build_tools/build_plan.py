@@ -1,6 +1,6 @@
 """What this machine can compile; and of each part that it cannot: why, and what to do.
 
-Standard library only: find_compiler is asked before any torch is installed.
+Standard library only: find_compiler is called before any torch is installed.
 """
 
 import os
@@ -146,7 +146,7 @@ def visible_gpus(torch: ModuleType) -> list[str]:
 
 
 class Nvcc:
-    """A CUDA compiler, and what it says about itself."""
+    """A CUDA compiler: its version, folder and architectures."""
 
     def __init__(self, path: str, visible: Sequence[str] = ()):
         self.path = path

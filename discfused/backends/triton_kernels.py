@@ -39,14 +39,14 @@ __all__ = [
 # rounding, and it is not defined which of them stays.
 _UNFUSED = {"enable_fp_fusion": False}
 # Block sizes and warps for sums in float32, chosen by reasoning from the compiled code, and not yet
-# measured on a GPU. Memory of 3 TB/s and 0.7 microseconds latency wants 18 KB on their way on each
+# measured on a GPU. Memory of 3 TB/s and 0.7 microseconds latency needs 18 KB in flight on each
 # multiprocessor; a thread reads 16 bytes at a time. They depend on shapes and dtypes alone: ranks
 # of a process group, and runs on different GPUs, sum in the same order. Where there are several,
 # the first that holds all rows ("rows"), all slots ("columns") or a class of mean size, else the
 # last.
 #
 # Of x, one warp, in which each thread has columns of its own (so a sum over rows needs no exchange)
-# and all ROWS on their way: 4 KB of bfloat16. Rows that a class does not have cost instructions.
+# and all ROWS in flight: 4 KB of bfloat16. Rows that a class does not have cost instructions.
 _ROWS = tuple({"ROWS": rows, "COLS": 256, "num_warps": 1} for rows in (4, 8))
 _BLOCKS = {
     # All that an item is compared with, at once.

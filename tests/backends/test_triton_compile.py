@@ -130,8 +130,8 @@ def test_every_kernel_compiles_and_spills_no_more_than_is_parked(dtype, target):
     assert not spills, "\n".join(spills)
 
 
-# Memory of 3.35 TB/s and 0.7 microseconds latency wants so many bytes on their way on each of 132
-# multiprocessors.
+# Memory of 3.35 TB/s and 0.7 microseconds latency needs so many bytes in flight on each of 132
+# multiprocessors. Features come from memory, the rest mostly from L2.
 ENOUGH = 18_000
 LOADS = {  # on their way before the first is used: of x, H or parts of sums
     "table_kernel": 4, "gradient_kernel": 4, "fold_kernel": 8, "column_terms_kernel": 4,
@@ -200,7 +200,7 @@ def test_compiled_code_reads_wide_and_computes_exactly():
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_over_rows_have_one_order_whatever_the_alignment(dtype, kernel):
-    """The compiler lays out a block by what it knows of x: other rows in a thread, or others fused
+    """The compiler lays out a block by the alignment of x: other rows in a thread, or others fused
     with the sum, would show in the numbers of operations."""
     launch = next(one for key, one in variants(dtype).items() if key.startswith(kernel))
     N, D = launch.arguments["x"].shape

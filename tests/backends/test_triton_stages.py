@@ -169,7 +169,7 @@ def test_labels_are_checked_where_launches_are_replayed(C, monkeypatch):
         launch()
     with pytest.raises(IndexError, match=rf"target\[3\] is {C}, .* \(2 labels are out of range\)"):
         backends.check_labels()
-    backends.check_labels()  # told once
+    backends.check_labels()  # reported once
     y[:9] = 0
     other = disc_terms(x, y, C, backend="triton").gini
     for launch in launched.launches:
