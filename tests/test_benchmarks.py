@@ -158,7 +158,7 @@ def test_turns():
     plan = Plan(seconds=0, min_rounds=3, max_rounds=5, turn=0)
     results = timing.in_turns(subjects, "cpu", plan)
     for name, log in made.items():
-        assert log == ["f", "b"] * (timing.WARM_UP_CALLS + plan.min_rounds)
+        assert log == ["f", "b"] * (timing.WARM_UP_CALLS + 2 * plan.min_rounds)
         for rounds in results[name].values():
             assert len(rounds) == 3 and all(len(calls) == 1 for calls in rounds)
         forward, backward, both = (timing.flat(rounds)[0] for rounds in results[name].values())
