@@ -52,7 +52,7 @@ def make_extension(plan: build_plan.Plan):
 
 
 def openmp(plan: build_plan.Plan) -> tuple[list[str], list[str]]:
-    """Flags to compile and to link. at::parallel_for is a template: without OpenMP here it is serial.
+    """Flags to compile and to link. at::parallel_for is a template: serial without OpenMP here.
 
     The runtime is torch's own, linked by its file, because its name can have a hash. A second one
     would have threads of its own, which torch.set_num_threads does not limit.

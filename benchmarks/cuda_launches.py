@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc/cuda"
-# Whole numbers of kernels.h, kRun and others
-NUMBERS = {
-    name: int(value)
-    for name, value in re.findall(
-        r"constexpr int(?:64_t)? (k\w+) = (\d+);", (SOURCES / "kernels.h").read_text()
-    )
-}
-WARP, THREADS, RUN, RUNS_AT_ONCE, RANGE, UNCUT, LEAST_PIECE, WARPS_AT_ONCE = (
-    NUMBERS[name]
-    for name in (
-        *("kWarp", "kThreads", "kRun", "kRunsAtOnce", "kRange", "kUncut", "kLeastPiece"),
-        "kWarpsAtOnce",
-    )
-)
-WARPS, TILE = THREADS // WARP, WARP * NUMBERS["kColumns"]
+_HEADER = (SOURCES / "kernels.h").read_text()
+
+
+def _constant(name: str) -> int:
+    return int(re.search(rf"constexpr int(?:64_t)? {name} = (\d+);", _HEADER)[1])
+
+
+WARP, THREADS = _constant("kWarp"), _constant("kThreads")
+WARPS, TILE = THREADS // WARP, WARP * _constant("kColumns")
+RUN, RUNS_AT_ONCE = _constant("kRun"), _constant("kRunsAtOnce")
+UNCUT, LEAST_PIECE = _constant("kUncut"), _constant("kLeastPiece")
+RANGE, WARPS_AT_ONCE = _constant("kRange"), _constant("kWarpsAtOnce")
 
 
 class CudaLaunch(NamedTuple):

@@ -60,7 +60,7 @@ def cuobjdump(*arguments: str) -> str:
 
 
 def codes(path: Path, threads: int, *options: str) -> dict[str, Code]:
-    """By mangled name: all kernels of a file of one architecture, or of that which the options select."""
+    """By mangled name: all kernels of a file, of the architecture that the options select."""
     use, name = {}, None
     for line in cuobjdump("-res-usage", *options, str(path)).splitlines():
         if match := re.match(r" Function (\S+):", line):

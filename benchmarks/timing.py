@@ -106,8 +106,8 @@ def calls_in(subject: Subject, device: str, seconds: float) -> int:
 
 def turn(subject: Subject, device: str, count: int) -> dict[str, list[float]]:
     """direction -> seconds of so many calls"""
-    # Not timed: the one before has left its own in the caches, and the host of a virtual machine may
-    # have taken back the memory that this one had in its last turn.
+    # Not timed: the one before has left its data in the caches, and the host of a virtual machine
+    # may have taken back the memory that this one had in its last turn.
     call(subject, device)
     seconds = [call(subject, device) for _ in range(count)]
     return dict(zip(DIRECTIONS, map(list, zip(*seconds, strict=True)), strict=True))

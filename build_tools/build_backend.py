@@ -4,10 +4,10 @@ A library compiled against one release of torch does not run with another, so it
 against the torch of the environment it is installed into. But pip and uv build in an isolated
 environment, which has only what the build requires.
 
-pip builds with the interpreter of the target. If the target has a torch, the build requires none and
-imports that one. If not, it requires the `torch` that the install will bring. Others (uv, python -m
-build) build with an interpreter of their own. Nothing is compiled there, because it could be for the
-wrong torch.
+pip builds with the interpreter of the target. If the target has a torch, the build requires none
+and imports that one. If not, it requires the `torch` that the install will bring. Others (uv,
+python -m build) build with an interpreter of their own. Nothing is compiled there, because it could
+be for the wrong torch.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """Code before the kernels does not wait for a GPU. The tests use fake CUDA tensors.
 
-test_gpu_runtime.py and BANNED in test_triton_compile.py (tests/backends) test the kernels.
+test_gpu_runtime.py and BANNED in test_triton_sources.py (tests/backends) test the kernels.
 """
 
 import pytest

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from discfused._definitions import PROBABILITY_FLOOR
 from discfused.backends.bad_labels import bad_labels
@@ -292,10 +293,6 @@ class TritonBackend(GpuBackend):
 
 def _of_absent_classes(prior: Tensor, slot_class: Tensor) -> Tensor:
     """What classes without a slot add to kl, where the prior is not that of the batch: q = 0."""
-    C = prior.shape[0]
-    classes = torch.where(slot_class < 0, C, slot_class)
-    has_slot = torch.zeros(C + 1, dtype=torch.bool, device=prior.device)
-    has_slot = has_slot.index_fill_(0, classes, True)[:C]
-    nothing = has_slot | (prior == 0)
-    ratio = torch.where(nothing, 1, prior / PROBABILITY_FLOOR)
-    return torch.where(nothing, 0, prior * ratio.log()).sum()
+    absent = pad(prior, (0, 1))  # and one for all empty slots
+    absent.index_fill_(0, torch.where(slot_class < 0, prior.shape[0], slot_class), 0)
+    return torch.xlogy(absent, absent / PROBABILITY_FLOOR).sum()

@@ -10,8 +10,8 @@ made in one fixed order, so the same input gives the same bits.
 import triton
 import triton.language as tl
 
-# ACT and IMPURITY: places in ACTIVATIONS and IMPURITIES. Comparisons are arranged so that NaN
-# passes.
+# ACT and IMPURITY: places in ACTIVATIONS and IMPURITIES. NaN passes through all of these, except
+# for x in _pull_back: where x is NaN, so is g.
 
 
 @triton.jit
