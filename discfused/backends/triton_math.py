@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 # ACT and IMPURITY: places in ACTIVATIONS and IMPURITIES. NaN passes through all of these, except
-# for x in _pull_back: where x is NaN, so is g.
+# for x in _pull_back: the g of the terms is NaN where x is.
 
 
 @triton.jit
