@@ -36,21 +36,21 @@ def launches(
 ) -> tuple[list[CudaLaunch], list[CudaLaunch]]:
     """Forward and backward; a: bytes of a sum."""
     S = min(N, C)
-    index, size = 8 * (2 * N + 2 * S + 2), a * (S + 1 + N)
+    index, weights = 8 * (2 * N + 2 * S + 2), a * (S + 1 + N)
     x, table, columns = itemsize * N * D, a * S * D, a * D
     column_blocks, tiles = _cdiv(D, WARP), _cdiv(D, TILE)
 
     # rows: Runs have labels and rows; of each first run there are two sums.
     items, labels, runs = N + (1 if C > N else C + 1), 8 * N, (a + 8) * _cdiv(N, RUN)
     if N <= RUN:
-        found = [CudaLaunch("compare_kernel", _cdiv(items, WARP), labels + index + size)]
+        found = [CudaLaunch("compare_kernel", _cdiv(items, WARP), labels + index + weights)]
     else:
         found = [CudaLaunch("compare_kernel", _cdiv(N, WARP), 3 * labels + runs)]
         length, last = RUN, False
         while not last:
             length *= RUNS_AT_ONCE
             last = length >= N
-            written = runs + index + size if last else 2 * labels
+            written = runs + index + weights if last else 2 * labels
             blocks = _cdiv(items if last else N, WARP)
             found.append(CudaLaunch("merge_kernel", blocks, 2 * labels + written))
 
@@ -61,10 +61,10 @@ def launches(
     pieces = _cdiv((S + 1 + more) * tiles, WARPS)
     is_cut = N > S * R
     parts = a * more * D if is_cut else 0
-    found.append(CudaLaunch("table_kernel", pieces, x + index + size + table + parts))
+    found.append(CudaLaunch("table_kernel", pieces, x + index + weights + table + parts))
     if more:
         moved = parts + table if is_cut else 0
-        found.append(CudaLaunch("fold_kernel", more * tiles, index + size + moved))
+        found.append(CudaLaunch("fold_kernel", more * tiles, index + weights + moved))
 
     ranges, slot_blocks = _cdiv(S, RANGE), _cdiv(S, WARPS)
     totals, projections = 2 * ranges * columns, slot_blocks * columns
@@ -74,11 +74,11 @@ def launches(
         CudaLaunch("features_kernel", column_blocks, totals + 3 * columns + sums),
         CudaLaunch(
             "slots_kernel", slot_blocks,
-            table + columns + size + projections + a * (S + column_blocks + slot_blocks),
+            table + columns + weights + projections + a * (S + column_blocks + slot_blocks),
         ),
         CudaLaunch(
             "finish_kernel", column_blocks, projections + columns + sums + a * (slot_blocks + 4)
         ),
     ]  # fmt: skip
     kept = table + 4 * columns + a * S
-    return found, [CudaLaunch("gradient_kernel", pieces, 2 * x + index + size + kept)]
+    return found, [CudaLaunch("gradient_kernel", pieces, 2 * x + index + weights + kept)]

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 
@@ -12,14 +11,15 @@
 
 namespace discfused::cpu {
 
-// Hints for a new tensor, before it is written: whether the system follows them changes no result.
-inline void prepare([[maybe_unused]] const at::Tensor& fresh) {
+// Hints for memory of a new tensor, all of which will be written: whether the system follows them
+// changes no result.
+inline void prepare([[maybe_unused]] const void* fresh, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE) && defined(MADV_POPULATE_WRITE)
   constexpr uintptr_t kPage = 4096, kHugePage = uintptr_t{2} << 20, kSmallest = 256 * 1024;
-  if (fresh.nbytes() < kSmallest) return;
+  if (bytes < kSmallest) return;
   const auto address = [](uintptr_t value) { return reinterpret_cast<void*>(value); };
-  const auto data = reinterpret_cast<uintptr_t>(fresh.const_data_ptr());
-  const uintptr_t begin = data / kPage * kPage, end = (data + fresh.nbytes()) / kPage * kPage;
+  const auto data = reinterpret_cast<uintptr_t>(fresh);
+  const uintptr_t begin = data / kPage * kPage, end = (data + bytes) / kPage * kPage;
   unsigned char resident = 0;
   // Memory that has been used before has its pages: the last one stands for all.
   if (mincore(address(end - kPage), kPage, &resident) != 0 || resident & 1) return;

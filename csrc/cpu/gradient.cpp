@@ -19,7 +19,7 @@ struct Output {
   explicit Output(const Features& x) {
     constexpr size_t kLarge = size_t{16} << 20;  // would push everything else out of the cache
     tensor = at::empty({x.N, x.D}, x.tensor.options());
-    prepare(tensor);
+    prepare(tensor.const_data_ptr(), tensor.nbytes());
     const auto address = reinterpret_cast<intptr_t>(tensor.const_data_ptr());
     stream = tensor.nbytes() >= kLarge && address % kLine == 0 &&
              x.D * tensor.element_size() % kLine == 0;

@@ -165,8 +165,8 @@ auto terms_as(
   const Rows<Acc> rows(row_tensors, x.N, C);
   const int64_t S = is_soft(row_tensors) ? C : std::min(x.N, C);
   at::Tensor memory = at::empty({Kept<Acc>::numbers(S, x.D)}, options);
-  prepare(memory);
   const Kept<Acc> kept(memory.mutable_data_ptr<Acc>(), S, x.D);
+  prepare(kept.H, rows.slots * kept.width * sizeof(Acc));
   double gini = 0, kl = 0;
   if (rows.slots > 0) {
     const std::vector<int64_t> ranges = slot_ranges(rows);

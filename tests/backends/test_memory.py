@@ -1,5 +1,6 @@
 """The CPU backend: reproducible bits, threads and memory."""
 
+import os
 import subprocess
 import sys
 
@@ -105,6 +106,35 @@ print(given, peak() - before)
     assert given >= 127
     # the gradient is as large as x; table and scratch are some MB a thread
     assert used < 2 * given + 0.8 + 8 * torch.get_num_threads() + 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+def test_absent_classes_take_no_memory_of_the_process(tmp_path):
+    """The table has min(N, C) rows, of which only those of the classes present are written."""
+    code = """
+import resource
+import torch
+from discfused import disc_terms
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+x, C, kept = torch.ones(12000, 1024).requires_grad_(), 12000, []
+disc_terms(x[:64], torch.arange(64), C)
+for classes in (4, C):
+    before = held()
+    kept.append(disc_terms(x, torch.arange(12000) % classes, C))
+    print(held() - before)
+"""
+    # The C library would write to all that it hands out.
+    variables = {name: value for name, value in os.environ.items() if name != "MALLOC_PERTURB_"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=variables
+    )
+    assert result.returncode == 0, result.stderr
+    few, all_classes = (int(number) / 2**20 for number in result.stdout.split())
+    assert all_classes > 40  # a table of 47 MB shows
+    assert few < 12
 
 
 def test_one_criterion_in_several_python_threads(fused_backend):
