@@ -5,6 +5,7 @@ the kernels and autograd formulas of the compiled library, this file those of Tr
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,46 +102,80 @@ def named(backend: str) -> Operators:
 
 
 # ---------------------------------------------------------------- autograd of Triton's operators
-# csrc/autograd.cpp is the same for the others.
+# csrc/autograd.cpp is the same for the others. By hand: what torch.library.register_autograd makes
+# of such a formula looks for tensors in all arguments, a quarter of the host's time of a step.
+
+_triton = named("triton")
 
 
-def _save_terms(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    features, rows, _, _, activation, _, *weights = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(features, *rows, *output[3])
-    ctx.rows, ctx.options = len(rows), (activation, *weights)
+class _Terms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, rows: list[Tensor], *options: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            *scalars, kept = _triton.terms(features, rows, *options)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(features, *rows, *kept)
+        _, _, activation, _, *weights = options
+        ctx.rows, ctx.options = len(rows), (activation, *weights)
+        return *scalars, kept
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        features, *saved = ctx.saved_tensors
+        rows, kept = saved[: ctx.rows], saved[ctx.rows :]
+        gradient = _triton.gradient(features, rows, kept, *upstream[:3], *ctx.options)
+        return gradient, *[None] * 7
 
 
-def _terms_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    features, *saved = ctx.saved_tensors
-    rows, kept = saved[: ctx.rows], saved[ctx.rows :]
-    gradient = torch.ops.discfused.triton_gradient(
-        features, rows, kept, *upstream[:3], *ctx.options
-    )
-    return gradient, [None] * ctx.rows, *[None] * 6
+class _Histogram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, rows: list[Tensor], *options: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            table = _triton.histogram(features, rows, *options)
+        ctx.save_for_backward(features, *rows)
+        _, ctx.activation = options
+        return table
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        features, *rows = ctx.saved_tensors
+        gradient = _triton.histogram_gradient(*upstream, features, rows, ctx.activation)
+        return gradient, *[None] * 3
 
 
-def _save_histogram(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rows, _, ctx.activation = inputs
-    ctx.save_for_backward(features, *rows)
+class _Once(torch.autograd.Function):
+    """A gradient that is to be differentiated again (create_graph): an error, never a number."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        raise RuntimeError(
+            'the "triton" backend of discfused cannot be differentiated twice: '
+            'use backend="reference" for double backward'
+        )
 
 
-def _histogram_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    features, *rows = ctx.saved_tensors
-    gradient = torch.ops.discfused.triton_histogram_gradient(grad, features, rows, ctx.activation)
-    return gradient, [None] * len(rows), None, None
+def _with_autograd(operator: Any, formula: Any) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(value, Tensor) and value.requires_grad for value in arguments
+        ):
+            return formula(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    return call
 
 
-def _twice(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    raise RuntimeError(
-        'the "triton" backend of discfused cannot be differentiated twice: '
-        'use backend="reference" for double backward'
-    )
-
-
-library.register_autograd("discfused::triton_terms", _terms_backward, setup_context=_save_terms)
-library.register_autograd(
-    "discfused::triton_histogram", _histogram_backward, setup_context=_save_histogram
-)
-for _name in ("triton_gradient", "triton_histogram_gradient"):
-    library.register_autograd(f"discfused::{_name}", _twice)
+for _name, _formula in (
+    ("terms", _Terms.apply),
+    ("histogram", _Histogram.apply),
+    ("gradient", partial(_Once.apply, _triton.gradient)),
+    ("histogram_gradient", partial(_Once.apply, _triton.histogram_gradient)),
+):
+    _implementation = _with_autograd(getattr(_triton, _name), _formula)
+    _namespace.impl(f"triton_{_name}", _implementation, "Autograd")
