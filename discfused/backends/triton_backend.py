@@ -8,8 +8,7 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
        N > 256, or 32 S: fold    parts of slots that were cut
                 column_terms     reads S D a, from L2 as far as it fits
        S <= 256 whole_terms      reads S D a
-       else     feature_terms    reads 1/128 of that
-                slot_terms       reads S D a, and again from cache
+       else     slot_terms       reads S D a, and again from cache
                 finish           reads and writes a quarter of that
     gradient    1       reads N D e and S D a, writes N D e
 
@@ -185,30 +184,26 @@ class TritonBackend(GpuBackend):
             absent = _of_absent_classes(prior, index[2 * N + 2 * (S + 1) :])
         k = kernels()
         columns = _fitting("columns", dtype, "SLOTS", S)
-        blocks, parts = _cdiv(D, columns["COLS"]), _cdiv(S, columns["SLOTS"])
-        whole = parts == 1
-        sums = table.new_empty(blocks * (2 + S) if whole else parts * (2 * D + 1))
+        whole = columns is not _blocks("columns", dtype)[-1]
+        blocks = _cdiv(D, columns["COLS"])
+        column_sums = table.new_empty(blocks * (2 + S if whole else 2))
         scalars = (penalty, gini, kl)
         weights = (*_split(gini_weight), *_split(kl_weight))
         with on(features):
             self._table(features, rows, table, activation)
-            k.column_terms_kernel[(parts * blocks,)](
-                table, weight, coef, sums, S, D, WHOLE=whole, IMPURITY=impurity, **columns
-            )
+            k.column_terms_kernel[(blocks,)](
+                table, weight, coef, column_sums, S, D,
+                WHOLE=whole, IMPURITY=impurity, **columns,
+            )  # fmt: skip
             if whole:
                 k.whole_terms_kernel[(blocks,)](
-                    table, index, weight, prior, absent, coef, sums, *scalars, N, S, D, blocks,
-                    *weights, **flags, **columns,
+                    table, index, weight, prior, absent, coef, column_sums, *scalars, N, S, D,
+                    blocks, *weights, **flags, **columns,
                 )  # fmt: skip
             else:
-                of_features, slots = _blocks("features", dtype), _blocks("slots", dtype)
-                finish = _blocks("finish", dtype)
-                blocks, slot_blocks = _cdiv(D, of_features["COLS"]), _cdiv(S, slots["SLOTS"])
-                column_sums = table.new_empty((blocks, 2))
+                slots, finish = _blocks("slots", dtype), _blocks("finish", dtype)
+                slot_blocks = _cdiv(S, slots["SLOTS"])
                 slot_sums = table.new_empty(slot_blocks * (D + 1))
-                k.feature_terms_kernel[(blocks,)](
-                    sums, coef, column_sums, D, parts, IMPURITY=impurity, **of_features
-                )
                 k.slot_terms_kernel[(slot_blocks,)](
                     table, index, weight, prior, coef, slot_sums, N, S, D, **flags, **slots
                 )

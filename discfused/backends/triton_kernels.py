@@ -9,7 +9,6 @@ from discfused.backends.triton_rows import compare_rows_kernel, merge_rows_kerne
 from discfused.backends.triton_table import fold_kernel, soft_table_kernel, table_kernel
 from discfused.backends.triton_terms import (
     column_terms_kernel,
-    feature_terms_kernel,
     finish_kernel,
     slot_terms_kernel,
     whole_terms_kernel,
@@ -22,7 +21,6 @@ __all__ = [
     "UNCUT",
     "column_terms_kernel",
     "compare_rows_kernel",
-    "feature_terms_kernel",
     "finish_kernel",
     "fold_kernel",
     "gradient_kernel",
@@ -59,15 +57,15 @@ _BLOCKS = {
     "merge": {"RUNS": 8, "OWN": 32, "num_warps": 8},
     "table": _ROWS,
     "gradient": _ROWS,
-    # 16 to 32 elements of H a thread.
+    # 16 to 32 elements of H a thread. The last is for all slots beyond those of the others.
     "columns": (
         {"SLOTS": 64, "COLS": 32, "LINES": 32, "num_warps": 4, **_UNFUSED},
         {"SLOTS": 256, "COLS": 32, "LINES": 32, "num_warps": 8, **_UNFUSED},
+        {"SLOTS": 1024, "COLS": 16, "LINES": 32, "num_warps": 16, **_UNFUSED},
     ),
     # One warp: most programs find that no slot was cut at their multiple, and as many as can be
     # should find that at a time.
     "fold": {"LINES": 16, "COLS": 64, "num_warps": 1},
-    "features": {"LINES": 64, "COLS": 32, "num_warps": 4},
     # A few rows of H whole, wide enough that D = 2048 takes two turns.
     "slots": {"SLOTS": 4, "COLS": 1024, "num_warps": 8},
     "finish": {"LINES": 256, "COLS": 16, "num_warps": 8},

@@ -1,11 +1,10 @@
 """Triton kernels from the table to the terms, and to what backward needs of them.
 
 coef, flat: of every column 1 / T (0 if dead), s2, 2 f / D, and sum_k A_k P_kj / L; then A_s / L
-of every slot. Where one tile holds all slots (two launches), column_terms_kernel leaves the part of
-q that its columns have beside its other sums, and whole_terms_kernel does the rest. More slots
-(four launches) are divided among programs throughout: column_terms_kernel has tiles of slots and
-columns, feature_terms_kernel puts them together, slot_terms_kernel reads rows of H, for q and then
-for the projection, and finish_kernel adds up.
+of every slot. column_terms_kernel reads columns of H. Where one tile holds all slots, it leaves the
+part of q that its columns have beside its other sums, and whole_terms_kernel does the rest. More
+slots are divided among programs: slot_terms_kernel reads rows of H, for q and then for the
+projection, and finish_kernel adds up.
 """
 
 import triton
@@ -57,72 +56,58 @@ def _feature_terms(
     tl.store(line + 1, tl.sum(tl.where(inside, impurity, 0.0), axis=0))
 
 
+@triton.jit
+def _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS: tl.constexpr):
+    """H of SLOTS slots, and their sizes"""
+    ACC: tl.constexpr = table.dtype.element_ty
+    slots = first + tl.arange(0, SLOTS)
+    there = slots < S
+    tile = _read(table, slots, columns, D, 1, there[:, None] & inside[None, :], ACC)
+    return tile, tl.load(weight + slots, mask=there, other=0.0).to(ACC)
+
+
+@triton.jit
+def _column_sums(tile, n):
+    """T of a tile's slots; s2, relative to it: H^2 itself could overflow, and vanish; and how many
+    classes are present"""
+    T = tl.sum(tile, axis=0)
+    share = _divide(tile, T[None, :])
+    return T, tl.sum(share * share, axis=0), tl.sum((n != 0).to(tile.dtype), axis=0)
+
+
 @triton.jit(do_not_specialize=["S"])
 def column_terms_kernel(
-    table, weight, coef, sums, S, D,
+    table, weight, coef, column_sums, S, D,
     WHOLE: tl.constexpr, IMPURITY: tl.constexpr,
     SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the table. With all slots (WHOLE) it is enough for _feature_terms: sums [blocks of
-    columns, 2 + S] has their two sums, and that of P for every slot. Else sums [2, blocks of slots,
-    D] gets T of these slots, and s2 relative to it: H^2 itself could overflow, and vanish. Then
-    [blocks of slots]: how many classes are present."""
-    ACC: tl.constexpr = table.dtype.element_ty
-    blocks = tl.cdiv(D, COLS)
-    block = tl.program_id(0) // blocks
-    columns, inside = _columns(tl.program_id(0) % blocks, D, COLS)
-    slots = block * SLOTS + tl.arange(0, SLOTS)
-    tile = _read(table, slots, columns, D, 1, (slots < S)[:, None] & inside[None, :], ACC)
-    n = tl.load(weight + slots, mask=slots < S, other=0.0).to(ACC)
-    present = tl.sum((n != 0).to(ACC), axis=0)
-    T = tl.sum(tile, axis=0)
-    share = _divide(tile, T[None, :])
-    squares = tl.sum(share * share, axis=0)
+    """_feature_terms of COLS columns. column_sums [programs, 2] gets their two sums; where a tile
+    holds all slots (WHOLE), [programs, 2 + S], that of P for every slot, too."""
+    columns, inside = _columns(tl.program_id(0), D, COLS)
+    first = tl.full([], 0, tl.int32)  # a literal cannot change
+    tile, n = _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS)
+    line = column_sums + tl.program_id(0).to(tl.int64) * (S + 2 if WHOLE else 2)
     if WHOLE:
-        line = sums + tl.program_id(0).to(tl.int64) * (S + 2)
+        T, squares, present = _column_sums(tile, n)
         inverse = _inverse(T, COLS)
-        _feature_terms(
-            inverse, squares, present, coef, line, columns, inside, D, IMPURITY, COLS
-        )  # fmt: skip
+        slots = tl.arange(0, SLOTS)
         tl.store(line + 2 + slots, tl.sum(tile * inverse[None, :], axis=1), mask=slots < S)
     else:
-        line = block.to(tl.int64)
-        tl.store(sums + line * D + columns, T, mask=inside)
-        line += tl.cdiv(S, SLOTS)
-        tl.store(sums + line * D + columns, squares, mask=inside)
-        if tl.program_id(0) % blocks == 0:
-            line += tl.cdiv(S, SLOTS) - block
-            tl.store(sums + line * D + block, present)
-
-
-@triton.jit(do_not_specialize=["slot_blocks"])
-def feature_terms_kernel(
-    sums, coef, column_sums, D, slot_blocks,
-    IMPURITY: tl.constexpr, LINES: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """_feature_terms of COLS columns from `sums` of column_terms_kernel."""
-    ACC: tl.constexpr = coef.dtype.element_ty
-    columns, inside = _columns(tl.program_id(0), D, COLS)
-    T = _sum_lines(sums, 0, slot_blocks, columns, inside, D, LINES, ACC)
-    inverse = _inverse(T, COLS)
-    squares = tl.zeros([LINES, COLS], dtype=ACC)
-    present = tl.zeros([LINES], dtype=ACC)
-    first = 0
-    while first < slot_blocks:
-        lines = first + tl.arange(0, LINES)
-        there = lines < slot_blocks
-        mask = there[:, None] & inside[None, :]
-        share = _read(sums, lines, columns, D, 1, mask, ACC) * inverse[None, :]
-        of_slots = _read(sums, lines + slot_blocks, columns, D, 1, mask, ACC)
-        squares += of_slots * share * share
-        counts = sums + 2 * slot_blocks.to(tl.int64) * D + lines
-        present += tl.load(counts, mask=there, other=0.0).to(ACC)
-        first += LINES
-    line = column_sums + 2 * tl.program_id(0).to(tl.int64)
-    _feature_terms(
-        inverse, tl.sum(squares, axis=0), tl.sum(present, axis=0), coef, line, columns, inside, D,
-        IMPURITY, COLS,
-    )  # fmt: skip
+        T = tl.zeros([COLS], dtype=tile.dtype)
+        squares = tl.zeros([COLS], dtype=tile.dtype)
+        present = tl.zeros([], dtype=tile.dtype)
+        while first < S:
+            T_tile, squares_tile, present_tile = _column_sums(tile, n)
+            first += SLOTS
+            # On their way while these are added (see _sum_lines).
+            tile, n = _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS)
+            before = T
+            T += T_tile
+            share, share_tile = _divide(before, T), _divide(T_tile, T)
+            squares = squares * share * share + squares_tile * share_tile * share_tile
+            present += present_tile
+        inverse = _inverse(T, COLS)
+    _feature_terms(inverse, squares, present, coef, line, columns, inside, D, IMPURITY, COLS)
 
 
 @triton.jit

@@ -134,7 +134,7 @@ class Counted:
 
 TERMS = {  # by C: one tile of slots, or several
     6: ["column_terms", "whole_terms"],
-    30: ["column_terms", "feature_terms", "slot_terms", "finish"],
+    30: ["column_terms", "slot_terms", "finish"],
 }
 
 
