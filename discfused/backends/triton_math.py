@@ -2,9 +2,9 @@
 
 ACC is the accumulation type; every float is cast to it as soon as it is loaded (the interpreter
 computes bfloat16 on bit patterns, and a GPU would round each step). Offsets are 64-bit: a row times
-its stride exceeds 2^31 at 1M rows of 4096. Loops whose bounds are known at run time only are
-`while` loops: old Triton's interpreter cannot run them as `for`. There are no atomics: each sum is
-made in one fixed order, so the same input gives the same bits.
+its stride exceeds 2^31 at 1M rows of 4096. Triton 3.2, of PyTorch 2.6, interprets neither a
+`for` loop whose bounds are known at run time only nor the negation of a comparison. There are no
+atomics: each sum is made in one fixed order, so the same input gives the same bits.
 """
 
 import triton

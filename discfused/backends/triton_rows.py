@@ -55,7 +55,7 @@ def _classes(rows, label, w, N, C, ignore_index):
     valid = known & (label >= 0) & (label < C)
     w = tl.where(valid, w, 0.0)
     key = tl.where(w != 0, label, C).to(tl.int32)
-    return tl.where(inside, key, 2147483647), w, known & ~valid
+    return tl.where(inside, key, 2147483647), w, known & ((label < 0) | (label >= C))
 
 
 @triton.jit
@@ -72,12 +72,12 @@ def _store_items(
         row_slot = tl.where(counts, begin, N)
         has_slot = items <= N
         begin = tl.where(inside, place, begin)
-        k = tl.where(inside & ~(counts & (place == row_slot)), 0, k)
+        k = tl.where(inside & ((key >= C) | (place != row_slot)), 0, k)
     else:
         S = C
         slot = key
         row_slot = key
-        has_slot = ~inside & (key <= C)
+        has_slot = (items >= N) & (key <= C)
     tl.store(index + place, rows, mask=inside)
     tl.store(index + N + place, row_slot, mask=inside)
     if WEIGHTED:

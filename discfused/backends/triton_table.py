@@ -37,7 +37,7 @@ def _piece(piece, index, N, S, R):
     stop = tl.where(follows, place + R, stop)
     end = tl.where(stop < end, stop, end)
     # A window that no slot needs has no rows.
-    end = tl.where(follows & (~is_cut | (begin >= place)), place, end)
+    end = tl.where(follows & ((count <= R) | (begin >= place)), place, end)
     return slot, tl.where(follows, place, begin), end, is_cut
 
 
