@@ -191,6 +191,7 @@ Tensor histogram(
     record<B>(
         features, {result},
         [rows = rows.vec(), activation](const Tensor& x, const variable_list& grads) {
+          if (!grads[0].defined()) return Tensor();
           return histogram_gradient<B>(grads[0], x, rows, activation);
         });
   }

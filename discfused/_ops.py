@@ -132,15 +132,18 @@ class _Histogram(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, rows: list[Tensor], *options: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             table = _triton.histogram(features, rows, *options)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(features, *rows)
         _, ctx.activation = options
         return table
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
+        (grad,) = upstream
         features, *rows = ctx.saved_tensors
-        gradient = _triton.histogram_gradient(*upstream, features, rows, ctx.activation)
-        return gradient, *[None] * 3
+        if grad is not None:
+            grad = _triton.histogram_gradient(grad, features, rows, ctx.activation)
+        return grad, *[None] * 3
 
 
 class _Once(torch.autograd.Function):

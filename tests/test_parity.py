@@ -133,6 +133,22 @@ def test_class_histogram(fused_backend, shape, soft, activation):
     check_histogram(fused_backend, features(N, D), target, C, **options)
 
 
+def test_class_histogram_whose_reader_has_no_gradient(fused_backend):
+    class Ignores(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, H, x):
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None, grad.expand(6, 4)
+
+    for backend in (fused_backend, "reference"):
+        x, other = torch.randn(6, 4).requires_grad_(), torch.randn(6, 4).requires_grad_()
+        Ignores.apply(class_histogram(x, labels(6, 3), 3, backend=backend), other).backward()
+        assert x.grad is None and torch.equal(other.grad, torch.ones(6, 4))
+
+
 def test_class_histogram_of_a_transposed_upstream_gradient(fused_backend):
     """autograd can pass any strides: here transposed, and expanded from a scalar by sum()."""
     x, y = features(12, 5).requires_grad_(), labels(12, 4)
