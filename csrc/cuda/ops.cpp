@@ -137,15 +137,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>> terms(
   for (at::Tensor& scalar : scalars) scalar = N ? at::empty({}, options) : at::zeros({}, options);
   if (N == 0) return {scalars[0], scalars[1], scalars[2], {table, kept}};
   OptionalTensor pi, absent;
+  if (prior) {
+    check_shape(*prior, {num_classes}, "prior");
+    pi = prior->contiguous();
+  }
   const int64_t* slot_class = nullptr;
   if (S < num_classes) {
     const at::Tensor classes = rows[0].narrow(0, 2 * N + S + 2, S);
     slot_class = classes.const_data_ptr<int64_t>();
-    if (prior) absent = of_absent_classes(*prior, classes);
-  }
-  if (prior) {
-    check_shape(*prior, {num_classes}, "prior");
-    pi = prior->contiguous();
+    if (pi) absent = of_absent_classes(*pi, classes);
   }
   DISCFUSED_BY_FEATURES(features, [&] {
     using A = Accumulator<scalar_t>;
