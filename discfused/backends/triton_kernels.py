@@ -73,7 +73,7 @@ _BLOCKS = {
     "soft_gradient": {"ROWS": 64, "INNER": 32, "COLS": 64, "num_warps": 4},
 }
 # A product of float64 is a sum over a block of three dimensions in registers.
-_SOFT_DOUBLE = {"ROWS": 32, "INNER": 4, "COLS": 16, "num_warps": 4}
+_SOFT_DOUBLE = {"ROWS": 32, "INNER": 4, "COLS": 16, "num_warps": 4, **_UNFUSED}
 
 
 def _double(blocks: Any) -> Any:

@@ -216,11 +216,12 @@ UNALIGNED = [(37, 19, 10), (70, 33, 300), (1500, 33, 1100)]
 
 
 @pytest.mark.parametrize("shape", [*ALIGNED, *UNALIGNED], ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_all_lanes_have_the_same_sum(shape, dtype):
+def test_all_lanes_have_the_same_sum(shape, soft, dtype):
     """Compilers may fuse `mul` and `add` that do not ask for a rounding (.rn). Not where a lane
     adds another one's product to its own: each would round the other's alone."""
-    forward, backward = launches(*shape, dtype, impurity=1)
+    forward, backward = launches(*shape, dtype, soft=soft, impurity=1)
     for launch in forward + backward:
         made, fused = {}, []  # by register: the instruction that made it
         for line in compile_launch(launch).asm["ptx"].splitlines():
