@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from discfused import _batch, _cross_entropy, _inputs, _ops, backends, reference
 from discfused._class_sums import ClassSums
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
+from discfused.backends.bad_labels import bad_labels
 
 
 def terms(
@@ -127,6 +128,9 @@ def _rows(
         target = target.detach()
     arguments = target, sample_weight, C, options.ignore_index, dtype
     if name != "reference":
+        is_hard = not target.is_floating_point()
+        if is_hard and name in ("triton", "cuda") and _inputs.readable(target, waiting=True):
+            bad_labels(target.device).watch(target, C, options.ignore_index)
         return _ops.named(name).rows(*arguments)
     _batch.check_labels(target, C, options.ignore_index)
     return reference.membership(*arguments)

@@ -208,7 +208,7 @@ def disc_terms(
         class_sums: the sums of the whole batch, if these rows are one of its micro-batches (ours);
             see `class_sums`. The gradient is that of these rows times the number of parts.
         check_labels: when a label out of range on a GPU raises an IndexError. Such rows never
-            count. "async": without a wait, possibly one call late; "sync": in this call; "off":
+            count. "async": without a wait, possibly some calls late; "sync": in this call; "off":
             never. On a CPU always in this call.
         backend: "reference", "cpu", "triton", "cuda"; None for the fastest that can run here.
 

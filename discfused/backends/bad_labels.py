@@ -15,9 +15,9 @@ class BadLabels:
     """Reports labels out of range without host synchronization.
 
     Kernels write the number of such labels into pinned host memory, also in replays of a CUDA
-    graph. The host reads it at the next call and when Python ends, so the error may come one call
-    late. Such rows never count. torch._assert_async would make the device unusable for the process,
-    and does not report the number.
+    graph. The host reads it at every call and when Python ends, so the error is late by as many
+    calls as the host is ahead. Such rows never count. torch._assert_async would make the device
+    unusable for the process, and does not report the number.
     """
 
     def __init__(self, device: torch.device):
@@ -25,12 +25,16 @@ class BadLabels:
         self.flag = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         # flag.numpy() would need NumPy, which PyTorch does not require.
         self._host = ctypes.c_int32.from_address(self.flag.data_ptr())
-        # The batches that a report can refer to: it is read at most one call late.
-        self._batches: deque[tuple[Tensor, int, int]] = deque(maxlen=2)
+        # The batches that a report can refer to, if the kernels are at most two calls behind.
+        self._batches: deque[tuple[Tensor, int, int]] = deque(maxlen=3)
         atexit.register(self.at_exit)
 
     def watch(self, target: Tensor, num_classes: int, ignore_index: int) -> None:
-        """Remembers the labels of the next kernel."""
+        """Remembers the labels of the next kernel, to name them in an error.
+
+        Not from compiled code: what it hands to an operator may be memory of a CUDA graph
+        (mode="reduce-overhead"), which nothing may hold on to.
+        """
         self._batches.append((target, num_classes, ignore_index))
 
     def check(self) -> None:
@@ -39,16 +43,16 @@ class BadLabels:
             return
         self._host.value = 0
         where = f"in a batch on {self.device}, where such rows did not count"
+        batches = tuple(self._batches)
+        self._batches.clear()  # the next report is of others
         if self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-            for (
-                target,
-                num_classes,
-                ignore_index,
-            ) in self._batches:  # after an error waiting is fine
+            for batch in batches:
                 try:
-                    _batch.check_labels(target, num_classes, ignore_index, waiting=True)
+                    _batch.check_labels(*batch, waiting=True)  # after an error waiting is fine
                 except IndexError as error:
                     raise IndexError(f"{error}, {where}") from None
+                except RuntimeError:  # a CUDA graph that made the labels has run again since
+                    pass
         raise IndexError(
             f"{count} labels were out of range {where}: expected class indices in "
             "[0, num_classes) or ignore_index"

@@ -55,7 +55,6 @@ class GpuBackend:
             return soft_rows(target, sample_weight, dtype)
         bad = bad_labels(target.device)
         bad.check()
-        bad.watch(target, num_classes, ignore_index)
         rows = self.hard_rows(target, sample_weight, num_classes, ignore_index, dtype, bad.flag)
         bad.check_now()
         return rows

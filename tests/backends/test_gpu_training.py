@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import discfused
 import gpu
 from cases import labels, soft_labels
-from discfused import FusedDiscLoss, backends, fused_disc_loss
+from discfused import FusedDiscLoss, backends, disc_terms, fused_disc_loss
 from discfused.backends import triton_runtime
 from gpu import DEVICE, on_a_gpu, step
 
@@ -33,6 +33,26 @@ def test_compile(backend, soft):
         found.append([value, *torch.autograd.grad(value, leaves)])
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+@on_a_gpu
+def test_compiled_to_cuda_graphs(backend):
+    """int32 labels become int64 in memory of the graph, which nothing may hold on to."""
+
+    def loss(x, y):
+        return sum(disc_terms(x, y, 10, backend=backend))
+
+    compiled = torch.compile(loss, mode="reduce-overhead", fullgraph=True)
+    for _ in range(5):  # runs, is recorded, is replayed
+        x, y = torch.randn(96, 40).to(DEVICE), labels(96, 10).int().to(DEVICE)
+        found = []
+        for function in (loss, compiled):
+            torch.compiler.cudagraph_mark_step_begin()
+            leaf = x.clone().requires_grad_()
+            value = function(leaf, y)
+            found.append([value.detach().clone(), *torch.autograd.grad(value, leaf)])
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
