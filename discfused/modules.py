@@ -214,6 +214,7 @@ class FusedDiscLoss(nn.Module):
         if not isinstance(logits, Tensor):
             logits = getattr(logits, "logits", logits)
         if features is None and self.tap is not None:
+            logits = _inputs.tensor("logits", logits)
             features = self.tap.take(logits)
             if not isinstance(features, list) and features.dim() == 3:
                 N, T, _ = features.shape

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from discfused import _inputs
 from discfused.tap.captured import Pass, Passes
-from discfused.tap.classifier import Classifier, Unclear
+from discfused.tap.classifier import Classifier, Node, Unclear
 from discfused.tap.hooks import Handles
 from discfused.tap.names import find, unwrap
 from discfused.tap.recorder import Recorder
@@ -81,7 +81,8 @@ class FeatureTap:
             for module in model.modules():  # with the wrappers, which hold compiled code
                 if not isinstance(module, torch.jit.ScriptModule):
                     self._recorder.add(module, "forward_pre_hook", recorder.enter, with_kwargs=True)
-                    self._recorder.add(module, "forward_hook", recorder.leave, always_call=True)
+                    self._recorder.add(module, "forward_hook", recorder.leave)
+                    self._recorder.surround(module, recorder.end)
         else:
             self._install([layer for _, layer in found], capture)
 
@@ -121,9 +122,9 @@ class FeatureTap:
                 "for the logits of each, or pass features to it yourself"
             )
         captured: list[Tensor] | None = None
-        for made_by, logits in found.items():
-            if made_by.trace is not None:
-                self._resolve(made_by, logits)
+        for made_by, traced in found.items():
+            if traced is not None:
+                self._resolve(made_by, *traced)
             captured = made_by.captured
         if not found:
             captured = self._passes.compiled_for(output)
@@ -136,7 +137,7 @@ class FeatureTap:
             )
         return captured
 
-    def _resolve(self, traced: Pass, logits: Any) -> None:
+    def _resolve(self, traced: Pass, logits: Node, graph: Any) -> None:
         """Finds the layer to hook in a recorded forward pass, and its features in this pass."""
         try:
             classifier, features = traced.trace.classifier(logits)
@@ -146,7 +147,7 @@ class FeatureTap:
                 f"because {why}: name the layer, as in attach(model, layers=...); the last layers "
                 "that ran are " + traced.trace.candidates()
             ) from None
-        self._passes.resolve(traced, logits, features)
+        self._passes.resolve(traced, logits, graph, features)
         with self._passes.lock:
             if self._classifier is not None:
                 return

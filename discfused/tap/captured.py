@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discfused.tap.classifier import Trace, same, tensors
+from discfused.tap.classifier import Node, Trace, same, tensors
 
 _RECENT = 2  # forward passes, so that an evaluation does not keep all its features
 _TRACED = 8
@@ -28,6 +28,7 @@ class Pass:
         self.versions: list[int | None] = [None] * size
         self.depth = depth  # of the outermost module that was called
         self.trace: Any = trace
+        self.mark: weakref.ref[_Mark] | None = None  # of a traced pass with a graph
         self.outputs: list[weakref.ref[Tensor]] = []
 
     def keep(self, index: int, tensor: Tensor) -> None:
@@ -39,6 +40,14 @@ class Pass:
             version is not None and not tensor.is_inference() and tensor._version != version
             for tensor, version in zip(self.captured, self.versions, strict=True)
         )
+
+
+class _Mark:
+    """Marks the graph of a traced pass. It does not keep the pass: its trace keeps tensors whose
+    graph may contain the mark."""
+
+    def __init__(self, traced: Pass):
+        self.traced = weakref.ref(traced)
 
 
 class Passes:
@@ -59,7 +68,8 @@ class Passes:
         self._traced: list[Pass] = []
 
     def start(self, depth: int) -> None:
-        self._traced = []
+        if self._traced:
+            self.forget_traced()
         # A pass that an error interrupted has the same depth, or a larger one.
         current = self.current()
         if current is None or depth <= current.depth:
@@ -83,16 +93,32 @@ class Passes:
         if depth == current.depth:
             self.running.current = None
 
-    def add_traced(self, trace: Trace) -> None:
-        self._traced = [*self._traced[1 - _TRACED :], Pass(self.size, 0, trace)]
+    def add_traced(self, trace: Trace, output: Any) -> None:
+        traced, last = Pass(self.size, 0, trace), trace.finish(output)
+        if last is not None and last.grad_fn is not None:
+            graph: Any = last.grad_fn
+            graph.metadata[self._key] = mark = _Mark(traced)
+            traced.mark = weakref.ref(mark)
+        self._traced = [*self._traced[1 - _TRACED :], traced]
 
-    def resolve(self, traced: Pass, logits: Tensor, features: Tensor) -> None:
+    def forget_traced(self) -> None:
+        """Forgets traced passes whose output and its graph are gone."""
+        self._traced = [
+            each for each in self._traced
+            if (each.trace.last and each.trace.last.tensor() is not None)
+            or (each.mark and each.mark())
+        ]  # fmt: skip
+
+    def resolve(self, traced: Pass, logits: Node, graph: Any, features: Tensor) -> None:
         """Turns a traced pass into an ordinary one, after the classifier was found."""
         self._traced = [each for each in self._traced if each is not traced]
         traced.trace = None
         traced.keep(0, features)
         self.shapes[0] = features.shape
-        self._bind(traced, logits)
+        if (tensor := logits.tensor()) is not None:
+            self._bind(traced, tensor)
+        elif graph is not None:  # only what was computed from the logits is still there
+            graph.metadata[self._key] = traced
 
     def _bind(self, current: Pass, output: Any, outermost: bool = True) -> None:
         if any(tensor is None for tensor in current.captured):
@@ -120,8 +146,9 @@ class Passes:
             each for each in self._recent if any(ref() is not None for ref in each.outputs)
         ]
 
-    def of(self, output: Any) -> dict[Pass, Tensor | None]:
-        """The passes that computed the tensors in `output`; of a traced pass, the traced tensor."""
+    def of(self, output: Any) -> dict[Pass, tuple[Node, Any] | None]:
+        """The passes that computed the tensors in `output`; of a traced pass, with the result that
+        was traced, and its node in the graph."""
         made = list(tensors(output))
         for each in reversed(self._recent):
             if any(same(ref(), tensor) for ref in each.outputs for tensor in made):
@@ -132,19 +159,22 @@ class Passes:
         for each in reversed(traces):
             for tensor in made:
                 if (result := each.trace.result(tensor)) is not None:
-                    return {each: result}
-        found: dict[Pass, Tensor | None] = {}
+                    return {each: (result, tensor.grad_fn)}
+        found: dict[Pass, tuple[Node, Any] | None] = {}
         traced = {
-            node: (each, tensor)
+            node: (each, result)
             for each in traces
-            for node, tensor in each.trace.gradient_functions().items()
+            for node, result in each.trace.gradient_functions().items()
         }
         recent = {t.grad_fn: each for each in self._recent for t in each.captured}
         for node, stop in _graph(made):
             known = node.metadata.get(self._key) or recent.get(node)
             made_by, result = traced.get(node, (known, None))
+            if isinstance(made_by, _Mark):
+                made_by = made_by.traced()
+                result = made_by and made_by.trace and made_by.trace.last
             if made_by is not None:
-                found.setdefault(made_by, result)
+                found.setdefault(made_by, result and (result, node))
             # Tensors before a product were computed from features, not from logits.
             if made_by is not None or (traced and node.name().startswith(_PRODUCTS)):
                 stop()

@@ -55,10 +55,10 @@ class Classifier(NamedTuple):
         return captured.movedim(1, -1) if self.channels_first else captured
 
 
-class _Node:
+class Node:
     """One value in the forward pass. A tensor that is overwritten in place has several values."""
 
-    def __init__(self, tensor: Tensor, op: str, inputs: list["_Node"], constant: bool):
+    def __init__(self, tensor: Tensor, op: str, inputs: list["Node"], constant: bool):
         self.tensor = weakref.ref(tensor)
         self.constant = constant  # computed from parameters and buffers only
         self.version = 0 if tensor.is_inference() else tensor._version
@@ -77,9 +77,10 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self._names = {module: name for name, module in root.named_modules()}
         self._constants = {id(t) for t in (*root.parameters(), *root.buffers())}
-        self._nodes: dict[int, _Node] = {}
+        self._nodes: dict[int, Node] = {}
         self._kept: deque[Tensor] = deque(maxlen=_KEPT)
-        self._calls: list[tuple[nn.Module, str, _Node]] = []
+        self._calls: list[tuple[nn.Module, str, Node]] = []
+        self.last: Node | None = None  # after `finish`
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -107,22 +108,33 @@ class Trace(TorchFunctionMode):
             if tensor is not None and module in self._names:
                 self._calls.append((module, capture, self._node(tensor)))
 
-    def result(self, tensor: Tensor) -> Tensor | None:
+    def finish(self, output: Any) -> Tensor | None:
+        """The last result in the output. It limits the life of the trace, so it is not kept."""
+        made = {id(tensor) for tensor in tensors(output)}
+        last = next((kept for kept in reversed(self._kept) if id(kept) in made), None)
+        if last is not None:
+            self.last = self._node(last)
+            self._kept = deque((kept for kept in self._kept if kept is not last), _KEPT)
+        return last
+
+    def result(self, tensor: Tensor) -> Node | None:
         """The last operator result that is this tensor, or whose memory this tensor views."""
-        if self._known(tensor) is not None:
-            return tensor
-        return next((kept for kept in reversed(self._kept) if same(kept, tensor)), None)
+        if (node := self._known(tensor)) is not None:
+            return node
+        last = None if self.last is None else self.last.tensor()
+        memory = next((each for each in (last, *reversed(self._kept)) if same(each, tensor)), None)
+        return None if memory is None else self._known(memory)
 
     def candidates(self) -> str:
         last = dict.fromkeys(self._names[module] for module, *_ in reversed(self._calls))
         return ", ".join(map(repr, list(last)[:8]))
 
-    def gradient_functions(self) -> dict[Any, Tensor]:
-        return {tensor.grad_fn: tensor for tensor in self._kept if tensor.grad_fn is not None}
+    def gradient_functions(self) -> dict[Any, Node]:
+        return {kept.grad_fn: self._node(kept) for kept in self._kept if kept.grad_fn is not None}
 
-    def classifier(self, logits: Tensor) -> tuple[Classifier, Tensor]:
+    def classifier(self, logits: Node) -> tuple[Classifier, Tensor]:
         """The layer to hook, and the tensor that it would capture in this pass. Raises Unclear."""
-        products = self._products(self._node(logits), logits.shape[-1])
+        products = self._products(logits, logits.shape[-1])
         sources = {self._before_dropout(product.inputs[0]): product for product in products}
         for source in list(sources):  # LoRA and similar: two products of the same input
             behind = source
@@ -144,27 +156,27 @@ class Trace(TorchFunctionMode):
             raise Unclear("the features of this forward pass were overwritten or are gone")
         return found, tensor
 
-    def _node(self, tensor: Tensor) -> _Node:
+    def _node(self, tensor: Tensor) -> Node:
         return self._known(tensor) or self._add(tensor, "")
 
-    def _known(self, tensor: Tensor) -> _Node | None:
+    def _known(self, tensor: Tensor) -> Node | None:
         node = self._nodes.get(id(tensor))  # a new tensor can have the id of a deleted one
         return node if node is not None and node.tensor() is tensor else None
 
     def _add(
-        self, tensor: Tensor, op: str, inputs: Sequence[_Node] = (), copied: _Node | None = None
-    ) -> _Node:
+        self, tensor: Tensor, op: str, inputs: Sequence[Node] = (), copied: Node | None = None
+    ) -> Node:
         constant = (
             all(node.constant for node in inputs) if inputs else id(tensor) in self._constants
         )
-        node = copied or _Node(tensor, op, list(inputs), constant)
+        node = copied or Node(tensor, op, list(inputs), constant)
         if copied is not None:  # a copy of a tensor that will be overwritten
             node.tensor, node.version = weakref.ref(tensor), tensor._version
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
         return node
 
-    def _products(self, logits: _Node, C: int) -> list[_Node]:
+    def _products(self, logits: Node, C: int) -> list[Node]:
         """The matrix products that the logits are computed from, if there is nothing else."""
         found, waiting = [], [logits]
         while waiting:
@@ -186,7 +198,7 @@ class Trace(TorchFunctionMode):
                 raise Unclear(f"the logits come from {node.op}, not from a linear layer")
         return found
 
-    def _before_dropout(self, node: _Node) -> _Node:
+    def _before_dropout(self, node: Node) -> Node:
         before, seen = node, node
         while len(seen.inputs) == 1 and ("dropout" in seen.op or seen.op in _SAME | _SELECT):
             op, (seen,) = seen.op, seen.inputs
@@ -198,7 +210,7 @@ class Trace(TorchFunctionMode):
                 raise Unclear("the classifier uses only a part of the output of dropout")
         return before
 
-    def _layer(self, source: _Node) -> tuple[nn.Module, str]:
+    def _layer(self, source: Node) -> tuple[nn.Module, str]:
         """A layer with the value as input, else a layer with it as output."""
         for capture in ("input", "output"):
             ran = [module for module, end, _ in self._calls if end == capture]
@@ -222,13 +234,16 @@ def same(output: Tensor | None, tensor: Tensor) -> bool:
     """Whether both are the same tensor or, without a graph, share memory."""
     if output is None or tensor.grad_fn is not None or output.grad_fn is not None:
         return output is tensor
+    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, (output, tensor))):
+        return output is tensor  # vmap's have no memory of their own
     return bool(output.untyped_storage()._cdata == tensor.untyped_storage()._cdata)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dicts (also ModelOutput)."""
     if isinstance(value, Tensor):
-        yield value
+        if not nn.parameter.is_lazy(value):  # which has no shape so far
+            yield value
     elif isinstance(value, dict):
         yield from tensors(list(value.values()))
     elif isinstance(value, (tuple, list)):

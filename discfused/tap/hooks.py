@@ -1,4 +1,4 @@
-"""Hooks on layers. Copies and pickles of a layer do not contain them."""
+"""Hooks on layers, and around their calls. Copies and pickles of a layer do not contain them."""
 
 import functools
 import weakref
@@ -28,11 +28,29 @@ class Hook:
         return Hook, ()
 
 
+class Around(Hook):
+    """Calls a layer, and then a function: also after a KeyboardInterrupt, for which PyTorch calls
+    no hook. Layers look for `module.compile()` here, so that waits, too."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]):
+        super().__init__(function)
+        self.module = weakref.ref(module)
+        self.compiled = vars(module).get("_compiled_call_impl")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self.module()  # alive, because it is called
+        try:
+            return module._call_impl(*args, **kwargs)
+        finally:
+            super().__call__(module)
+
+
 class Handles:
     """The handles of hooks on several layers. They keep neither layers nor functions alive."""
 
     def __init__(self) -> None:
         self._handles: list[tuple[weakref.ref[nn.Module], Any]] = []
+        self._around: list[Around] = []
 
     def add(
         self, module: nn.Module, kind: str, function: Callable[..., Any], **options: Any
@@ -43,7 +61,17 @@ class Handles:
         state = functools.partial(_state_without_hooks, weakref.ref(module))
         module.__dict__["__getstate__"] = state
 
+    def surround(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        self._around.append(Around(module, function))
+        vars(module)["_compiled_call_impl"] = self._around[-1]
+
     def remove(self) -> None:
+        for around in self._around:
+            around.function = None
+            module = around.module()
+            if module is not None and vars(module).get("_compiled_call_impl") is around:
+                vars(module)["_compiled_call_impl"] = around.compiled
+        self._around = []
         handles, self._handles = self._handles, []
         for reference, handle in handles:
             hook = (handle.hooks_dict_ref() or {}).get(handle.id)
@@ -65,9 +93,10 @@ def _state_without_hooks(reference: weakref.ref[nn.Module]) -> Any:
     state = vars(module) if of_class is None else of_class(module)
     if not isinstance(state, dict):
         return state
-    state = {name: value for name, value in state.items() if name != "__getstate__"}
-    ours = _ours(vars(module)["_forward_hooks"]) | _ours(vars(module)["_forward_pre_hooks"])
+    ours = ("__getstate__", "_compiled_call_impl")  # the second is in no state of PyTorch's, either
+    state = {name: value for name, value in state.items() if name not in ours}
+    hooks = _ours(vars(module)["_forward_hooks"]) | _ours(vars(module)["_forward_pre_hooks"])
     for name in _OF_HOOKS:
         if name in state:
-            state[name] = OrderedDict(item for item in state[name].items() if item[0] not in ours)
+            state[name] = OrderedDict(item for item in state[name].items() if item[0] not in hooks)
     return state

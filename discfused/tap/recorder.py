@@ -43,6 +43,7 @@ class Recorder:
         if getattr(running, "recording", None) is None:
             if self.passes.known:
                 return
+            self.passes.forget_traced()
             modes = contextlib.ExitStack()
             modes.enter_context(_Eager())
             root: Any = self.root()  # alive, because it runs
@@ -59,14 +60,22 @@ class Recorder:
         if recording is None:
             return
         recording.trace.call(module, "output", output)
-        if module is not recording.outermost:
+        if module is recording.outermost:
+            self.end(module)
+            if not self.passes.known:
+                self.passes.add_traced(recording.trace, output)
+
+    def end(self, module: nn.Module) -> None:
+        """Ends the recording, if it is that of this module's call."""
+        if torch.compiler.is_compiling():
+            return
+        recording = getattr(self.passes.running, "recording", None)
+        if recording is None or module is not recording.outermost:
             return
         recording.modes.close()
         self.passes.running.recording = None
         with self.passes.lock:
             self.passes.recordings -= 1
-        if output is not None and not self.passes.known:
-            self.passes.add_traced(recording.trace)
 
 
 class _Eager:

@@ -37,6 +37,25 @@ def test_features_live_as_long_as_the_logits(layers, grad):
         assert grad or tensors_alive() <= before + len(kept) + 2
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_passes_before_the_first_loss_live_as_long_as_their_logits(grad):
+    """As in an evaluation of the untrained model, or where plain cross-entropy comes first."""
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(model)
+    with torch.set_grad_enabled(grad):
+        model(x)
+        before = tensors_alive()
+        for _ in range(5):
+            model(x)
+        assert tensors_alive() <= before
+        views = [model(x).double() for _ in range(3)]
+        for logits in views if grad else ():
+            assert criterion(logits, y) == criterion(model(x).double(), y)
+        views = logits = None
+        model(x)
+        assert tensors_alive() <= before
+
+
 @pytest.mark.parametrize("layers", [None, "stem"])
 def test_an_output_that_the_features_were_made_from_keeps_nothing(layers):
     """A model that also gives out its hidden states: no cycle through the graph's nodes."""

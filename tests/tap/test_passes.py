@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.overrides import _get_current_function_mode_stack
 
 from discfused import FeatureTap, FusedDiscLoss, fused_disc_loss
 from models import CLASSES, Net, batch
@@ -54,6 +56,31 @@ def test_two_views(layers, later):
     a, b = model(first), model(second)
     assert criterion(b, y) == explicit(model, second, y, layers)
     assert criterion(a, y) == explicit(model, first, y, layers)
+
+
+class Slow(nn.Module):
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_pass_that_is_interrupted(error):
+    """PyTorch calls no hook after a KeyboardInterrupt, as of the stop button of a notebook."""
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, CLASSES), Slow())
+    model[3].error = error
+    criterion = FusedDiscLoss.attach(model)
+    torch.compile(torch.neg, backend="eager")(torch.ones(2))  # loads the compiler
+    for called in (model, model[3]):
+        with pytest.raises(error):
+            called(torch.randn(6, 8))
+        assert not _get_current_function_mode_stack()
+        assert not criterion.tap._passes.recordings
+    counter = CompileCounter()
+    torch.compile(lambda x: x * 3, backend=counter)(torch.ones(2))
+    assert counter.frame_count == 1
+    model[3] = nn.Identity()
+    x, y = torch.randn(6, 8), torch.arange(6) % CLASSES
+    assert FusedDiscLoss.attach(model)(model(x), y) == fused_disc_loss(model(x), y, model[:2](x))
 
 
 def test_two_losses_of_one_pass(layers, later):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel
 
 from discfused import FeatureTap, FusedDiscLoss
@@ -33,6 +34,22 @@ def test_names_resolve_through_wrappers(wrap, process_group):
         logits = wrapped(x)
         assert tap.take(logits).shape[1] == 12
     assert dict(model.named_modules()) == expected
+
+
+def test_a_model_that_is_compiled_in_place():
+    """model.compile() waits until a pass that is not compiled has shown the classifier."""
+    model, (x, y) = Net(), batch()
+    expected = FusedDiscLoss.attach(model)(model(x), y)
+    counter = CompileCounter()
+    model.compile(backend=counter)
+    criterion = FusedDiscLoss.attach(model)
+    assert criterion(model(x), y) == expected and counter.frame_count == 0
+    for _ in range(3):
+        torch.testing.assert_close(criterion(model(x), y), expected)
+    assert counter.frame_count == 1
+    fast = model._compiled_call_impl
+    FusedDiscLoss.attach(model).tap.remove()
+    assert model._compiled_call_impl is fast
 
 
 class Engine(nn.Module):
