@@ -139,8 +139,8 @@ def _rows(
 def _backend(device_type: str, requested: str | None) -> str:
     """The backend's name. Transforms of torch.func and forward mode need the reference, because
     they cannot differentiate kernels."""
-    if not torch.compiler.is_compiling() and (
-        torch._C._functorch.peek_interpreter_stack() or forward_ad._current_level >= 0
+    if _inputs.in_transform() or (
+        not torch.compiler.is_compiling() and forward_ad._current_level >= 0
     ):
         if requested in (None, "reference"):
             return "reference"

@@ -55,7 +55,7 @@ class FusedDiscLoss(nn.Module):
 
     Attributes:
         terms: LossTerms(ce, gini, kl) of the last call, detached, for logging. None before the
-            first call. `gini` is the chosen impurity term.
+            first call and after one in a transform of torch.func. `gini` is the chosen impurity.
         tap: the FeatureTap of an attached criterion, else None.
 
     Raises: as `fused_disc_loss` and FeatureTap.take.
@@ -160,6 +160,8 @@ class FusedDiscLoss(nn.Module):
             return_terms=True,
             **{name: getattr(self, name) for name in _OPTIONS},
         )
+        if _inputs.in_transform():  # its tensors must not outlive it
+            self.terms = None
         return loss
 
     @torch.no_grad()

@@ -95,6 +95,19 @@ def test_gradients_by_torch_func(attached):
     )
 
 
+def test_terms_of_a_transform_do_not_outlive_it():
+    criterion, x, logits, y = (
+        FusedDiscLoss(),
+        torch.rand(6, 4),
+        torch.randn(6, 3),
+        torch.arange(6) % 3,
+    )
+    criterion(logits, y, x)
+    assert criterion.terms is not None
+    grad(lambda x: criterion(logits, y, x))(x)
+    assert criterion.terms is None
+
+
 def test_an_ensemble_by_vmap(attached):
     model, criterion, x, y = attached
     models = [model, *(Net().double() for _ in range(2))]
@@ -103,6 +116,10 @@ def test_an_ensemble_by_vmap(attached):
     for index, each in enumerate(models):
         got = [stacked[index] for stacked in found.values()]
         torch.testing.assert_close(got, list(gradients(by_hand(each, x, y), each)))
+    criterion(model(x), y)
+    with torch.no_grad():  # without a graph, logits are known by their memory, and these have none
+        losses = vmap(lambda p: criterion(functional_call(model, p, (x,)), y))(parameters)
+        torch.testing.assert_close(losses, torch.stack([by_hand(each, x, y) for each in models]))
 
 
 # ---------------------------------------------------------------- several models, losses,

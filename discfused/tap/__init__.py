@@ -187,8 +187,9 @@ class FeatureTap:
             f"{names} ran as a module in that forward pass (model(x), not model.forward(x)); or "
             "pass features to the criterion yourself"
             + (
-                ". Code that torch.compile made before the tap was created, for this model or "
-                "another of its class, does not run the hooks: call torch.compiler.reset() once"
+                ". Of a compiled model only the last pass is known. Code that torch.compile made "
+                "before the tap was created, for this model or another of its class, does not run "
+                "the hooks: call torch.compiler.reset() once"
                 if "torch._dynamo" in sys.modules
                 else ""
             )

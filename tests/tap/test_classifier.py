@@ -160,6 +160,12 @@ def test_heads_of_several_outputs():
         assert f"'{'ab'[index]}'" in repr(criterion.tap)
 
 
+def test_lazy_modules():
+    model = nn.Sequential(nn.LazyLinear(D), nn.ReLU(), nn.LazyLinear(C))
+    criterion, x, y = FusedDiscLoss.attach(model), torch.randn(N, 8), torch.arange(N) % C
+    assert criterion(model(x), y) == fused_disc_loss(model(x), y, model[:2](x))
+
+
 @pytest.mark.parametrize("rows", ["samples", "tokens"])
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_head_that_scores_every_token(rows, grad):

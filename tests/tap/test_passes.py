@@ -63,6 +63,14 @@ class Slow(nn.Module):
         raise self.error
 
 
+def test_outputs_that_are_not_logits():
+    model, criterion = attached(None)
+    x, y = batch()
+    for output in ((model(x), x), {"logits": model(x)}):
+        with pytest.raises(TypeError, match=f"logits is a {type(output).__name__}, expected"):
+            criterion(output, y)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
 def test_a_pass_that_is_interrupted(error):
     """PyTorch calls no hook after a KeyboardInterrupt, as of the stop button of a notebook."""
