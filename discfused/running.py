@@ -16,13 +16,14 @@ class RunningDiscLoss(FusedDiscLoss):
 
     For batches with few samples per class, and for micro-batches without the second pass that
     `FusedDiscLoss.class_sums` needs. The result is biased: the earlier sums are constants, computed
-    from earlier states of the network. The gradient is scaled as for one of 1 + momentum +
-    momentum^2 + ... parts, so it is about as large as that of FusedDiscLoss. Cross-entropy is that
-    of the batch. The criterion keeps [C, D] numbers per layer.
+    from earlier states of the network. The gradient of the terms is scaled as for one of
+    P = 1 + momentum + momentum^2 + ... parts, so it is about as large as that of FusedDiscLoss.
+    Cross-entropy and, for "sum", the number of rows are those of the batch. The criterion keeps
+    [C, D] numbers per layer.
 
     Only calls in training mode with gradients change the sums. They are in the state_dict, so a
     resumed run continues with them. They are not buffers, so DistributedDataParallel does not
-    broadcast them. With process_group the running sums of all processes are added.
+    broadcast them. With process_group the S_t / P of all processes are added.
 
     Args:
         momentum: in [0, 1); 0 is FusedDiscLoss.
@@ -48,13 +49,14 @@ class RunningDiscLoss(FusedDiscLoss):
     ) -> ClassSums | None:
         if features is None or not (self.training and torch.is_grad_enabled()):
             return None
-        sums = own = self.class_sums(logits, target, features, sample_weight=sample_weight)
-        if self.sums is not None:
-            sums = own + self.sums * self.momentum
-            # Cross-entropy counts this batch only, for any size of the earlier batches.
-            sums = ClassSums(sums.tables, sums.sizes, own.counts * sums.counts[2])
+        own = self.class_sums(logits, target, features, sample_weight=sample_weight)
+        sums = own if self.sums is None else own + self.sums * self.momentum
         self.sums = sums
-        return sums
+        # S_t / P has the terms of S_t, but a gradient P times as large, because the rows of this
+        # call are not divided. The counts stay those of this call.
+        parts = sums.counts[2]
+        tables = tuple(table / parts for table in sums.tables)
+        return ClassSums(tables, sums.sizes / parts, own.counts)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {} if self.sums is None else self.sums.state_dict()

@@ -158,6 +158,35 @@ def test_running_sums(backend, momentum):
         torch.testing.assert_close(got, parts * expected, **CLOSE)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy_beside_running_sums_is_that_of_the_batch(reduction, weighted):
+    x, z, y, s = batch(soft=False)
+    options = {
+        "reduction": reduction, "gini_weight": 0, "kl_weight": 0,
+        "weight": torch.arange(1.0, C + 1) if weighted else None,
+    }  # fmt: skip
+    expected = fused_disc_loss(z, y, sample_weight=s if weighted else None, **options)
+    criterion = RunningDiscLoss(**options)
+    for _ in range(10):
+        loss = criterion(z, y, x, sample_weight=s if weighted else None)
+        torch.testing.assert_close(loss, expected, **CLOSE)
+        torch.testing.assert_close(criterion.terms.ce, expected, **CLOSE)
+
+
+def test_the_sum_beside_running_sums_has_the_terms_once_for_each_row():
+    mean, total = RunningDiscLoss(), RunningDiscLoss(reduction="sum")
+    for _ in range(10):
+        x, z, y, s = batch(soft=False)
+        x.requires_grad_()
+        rows = s[y >= 0].sum()
+        losses = [criterion(z, y, x, sample_weight=s) for criterion in (mean, total)]
+        penalties = [loss - c.terms.ce for loss, c in zip(losses, (mean, total), strict=True)]
+        torch.testing.assert_close(penalties[1], rows * penalties[0], **CLOSE)
+        gradients = [torch.autograd.grad(loss, x)[0] for loss in losses]  # of the terms alone
+        torch.testing.assert_close(gradients[1], rows * gradients[0], **CLOSE)
+
+
 def test_running_sums_are_those_of_training_alone():
     criterion = RunningDiscLoss()
     x, z, y, _ = batch(soft=False)
