@@ -21,9 +21,11 @@ class RunningDiscLoss(FusedDiscLoss):
     Cross-entropy and, for "sum", the number of rows are those of the batch. The criterion keeps
     [C, D] numbers per layer.
 
-    Only calls in training mode with gradients change the sums. They are in the state_dict, so a
-    resumed run continues with them. They are not buffers, so DistributedDataParallel does not
-    broadcast them. With process_group the S_t / P of all processes are added.
+    Only calls in training mode with gradients change the sums, and only if they stay finite: after
+    an overflow in float16 the loss of that batch is NaN, but not the next one. The sums are in the
+    state_dict, so a resumed run continues with them. They are not buffers, so
+    DistributedDataParallel does not broadcast them. With process_group the S_t / P of all processes
+    are added.
 
     Args:
         momentum: in [0, 1); 0 is FusedDiscLoss.
@@ -50,8 +52,11 @@ class RunningDiscLoss(FusedDiscLoss):
         if features is None or not (self.training and torch.is_grad_enabled()):
             return None
         own = self.class_sums(logits, target, features, sample_weight=sample_weight)
-        sums = own if self.sums is None else own + self.sums * self.momentum
-        self.sums = sums
+        earlier = self.sums or own._of([torch.zeros_like(tensor) for tensor in own._tensors()])
+        sums = own + earlier * self.momentum
+        finite = torch.stack([tensor.isfinite().all() for tensor in sums._tensors()]).all()
+        pairs = zip(sums._tensors(), earlier._tensors(), strict=True)
+        self.sums = sums._of([torch.where(finite, new, old) for new, old in pairs])
         # S_t / P has the terms of S_t, but a gradient P times as large, because the rows of this
         # call are not divided. The counts stay those of this call.
         parts = sums.counts[2]

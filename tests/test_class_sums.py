@@ -187,6 +187,22 @@ def test_the_sum_beside_running_sums_has_the_terms_once_for_each_row():
         torch.testing.assert_close(gradients[1], rows * gradients[0], **CLOSE)
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_batch_that_is_not_finite_does_not_change_running_sums(backend, first, value):
+    """With float16 an overflow is normal: GradScaler then skips the step."""
+    criterion, without = (RunningDiscLoss(backend=backend) for _ in range(2))
+    x, z, y, _ = batch(soft=False)
+    if not first:
+        assert criterion(z, y, x) == without(z, y, x)
+    bad = x.clone()
+    bad[0, 2] = value
+    assert criterion(z, y, bad).isnan()
+    for _ in range(2):
+        assert criterion(z, y, x + 1) == without(z, y, x + 1)
+    assert all(map(torch.equal, criterion.sums._tensors(), without.sums._tensors()))
+
+
 def test_running_sums_are_those_of_training_alone():
     criterion = RunningDiscLoss()
     x, z, y, _ = batch(soft=False)

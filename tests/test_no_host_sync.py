@@ -14,7 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cases import RELEASE
-from discfused import FusedDiscLoss, backends, class_histogram, disc_terms, fused_disc_loss
+from discfused import (
+    FusedDiscLoss,
+    RunningDiscLoss,
+    backends,
+    class_histogram,
+    disc_terms,
+    fused_disc_loss,
+)
 from models import CLASSES as C
 from models import Net
 
@@ -71,6 +78,12 @@ def test_an_attached_criterion(gpu, backend):
     for _ in range(2):  # the first pass finds the classifier
         assert criterion(model(x), y).device.type == "cuda"
         criterion.compute_loss_func(model(x), y, num_items_in_batch=torch.ones(()))
+
+
+def test_running_sums(gpu, backend):
+    criterion, y = RunningDiscLoss(backend=backend), torch.ones(N, dtype=torch.long)
+    for _ in range(2):
+        assert criterion(torch.randn(N, C), y, torch.randn(N, D)).device.type == "cuda"
 
 
 @pytest.mark.parametrize(
