@@ -10,6 +10,10 @@ from discfused import _inputs
 from discfused._class_sums import ClassSums
 from discfused.modules import FusedDiscLoss
 
+# As a fraction of the largest size, and as a size. Numbers that decay until they are subnormal stay
+# at a few of their last bits, whose quotient is no mean.
+FORGOTTEN = 2.0**-64
+
 
 class RunningDiscLoss(FusedDiscLoss):
     """FusedDiscLoss of the class sums  S_t = S(batch t) + momentum * S_(t-1)  (ours)
@@ -20,6 +24,9 @@ class RunningDiscLoss(FusedDiscLoss):
     P = 1 + momentum + momentum^2 + ... parts, so it is about as large as that of FusedDiscLoss.
     Cross-entropy and, for "sum", the number of rows are those of the batch. The criterion keeps
     [C, D] numbers per layer.
+
+    A class whose size in momentum * S_(t-1) is below 2^-64 of the largest size in S_t, or below
+    2^-64, is forgotten: its earlier size and its rows of the earlier tables become 0.
 
     Only calls in training mode with gradients change the sums, and only if they stay finite: after
     an overflow in float16 the loss of that batch is NaN, but not the next one. The sums are in the
@@ -53,7 +60,7 @@ class RunningDiscLoss(FusedDiscLoss):
             return None
         own = self.class_sums(logits, target, features, sample_weight=sample_weight)
         earlier = self.sums or own._of([torch.zeros_like(tensor) for tensor in own._tensors()])
-        sums = own + earlier * self.momentum
+        sums = _with_decayed(own, earlier * self.momentum)
         finite = torch.stack([tensor.isfinite().all() for tensor in sums._tensors()]).all()
         pairs = zip(sums._tensors(), earlier._tensors(), strict=True)
         self.sums = sums._of([torch.where(finite, new, old) for new, old in pairs])
@@ -77,3 +84,15 @@ class RunningDiscLoss(FusedDiscLoss):
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}, {super().extra_repr()}"
+
+
+def _with_decayed(own: ClassSums, earlier: ClassSums) -> ClassSums:
+    """own + earlier, without the earlier sums of classes that are forgotten."""
+    sums = own + earlier
+    forgotten = earlier.sizes < (sums.sizes.amax() * FORGOTTEN).clamp(min=FORGOTTEN)
+    tables = zip(sums.tables, own.tables, strict=True)
+    return ClassSums(
+        tuple(torch.where(forgotten[:, None], batch, both) for both, batch in tables),
+        torch.where(forgotten, own.sizes, sums.sizes),
+        sums.counts,
+    )

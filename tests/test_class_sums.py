@@ -203,6 +203,36 @@ def test_a_batch_that_is_not_finite_does_not_change_running_sums(backend, first,
     assert all(map(torch.equal, criterion.sums._tensors(), without.sums._tensors()))
 
 
+def test_an_absent_class_is_forgotten_before_its_sums_are_subnormal(backend):
+    """Rounded sums of 3e-45 do not decay further: every feature would fire for that class."""
+    criterion, without = (RunningDiscLoss(momentum=0.75, backend=backend) for _ in range(2))
+    x, z, y = torch.rand(8, D) / 100, torch.zeros(8, 4), torch.arange(8) % 4
+    criterion(z, y, x)
+    mean = criterion.sums.histograms()[0][3]
+    present = y != 3
+    for call in range(400):
+        losses = [c(z[present], y[present], x[present]) for c in (criterion, without)]
+        if call == 140:
+            torch.testing.assert_close(criterion.sums.histograms()[0][3], mean)
+    assert criterion.sums.sizes[3] == 0 and not criterion.sums.tables[0][3].any()
+    torch.testing.assert_close(*losses)
+
+
+def test_all_classes_are_forgotten_if_no_row_counts_for_long():
+    criterion = RunningDiscLoss(momentum=0.75, reduction="sum")
+    x, z, y = torch.rand(8, D), torch.zeros(8, 4), torch.arange(8) % 4
+    for call in range(400):
+        criterion(z, y, x, sample_weight=torch.full((8,), float(call == 0)))
+    assert not any(sums.any() for sums in criterion.sums._tensors()[:2])
+    assert criterion.terms.gini == 0
+
+
+def test_a_class_of_tiny_probability_is_not_forgotten_in_its_own_batch():
+    x, z, _, _ = batch(soft=False)
+    y = torch.tensor([0.5, 0.25, 0.25, 0.0, 1e-30], dtype=torch.float64).repeat(N, 1)
+    assert RunningDiscLoss()(z, y, x) == pytest.approx(FusedDiscLoss()(z, y, x).item(), abs=1e-12)
+
+
 def test_running_sums_are_those_of_training_alone():
     criterion = RunningDiscLoss()
     x, z, y, _ = batch(soft=False)
