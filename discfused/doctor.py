@@ -1,6 +1,7 @@
 """`discfused doctor`: the environment, the backends, and why a faster one does not run."""
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def facts() -> dict[str, Any]:
         },
         "backends": [status._asdict() for status in backends.status()],
         "default_backend": {
-            device: dict(zip(("name", "because"), backends.preferred(device), strict=True))
+            device: dict(zip(("name", "because"), _default(device), strict=True))
             for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
         },
     }
@@ -70,10 +71,20 @@ def report(found: dict[str, Any]) -> str:
     lines += ["", "backend=None means"]
     for device, default in found["default_backend"].items():
         why = "; ".join(default["because"])
-        lines.append(
-            f"  {default['name']} on {device} tensors" + (f", because {why}" if why else "")
-        )
+        name = default["name"] or "an error"
+        lines.append(f"  {name} on {device} tensors" + (f", because {why}" if why else ""))
     return "\n".join(lines)
+
+
+def _default(device: str) -> tuple[str | None, list[str]]:
+    """The backend of calls that name none, or None if they raise an error; and why."""
+    variable = backends.ENVIRONMENT_VARIABLE
+    if not (named := os.environ.get(variable)):
+        return backends.preferred(device)
+    try:
+        return backends.resolve(device, None), [f"{variable} is {named!r}"]
+    except (ValueError, RuntimeError) as error:  # whose further lines list the backends
+        return None, [str(error).partition("\n")[0]]
 
 
 def _gpu(index: int) -> dict[str, str]:

@@ -22,11 +22,28 @@ def run(*arguments, cwd, **environment):
 
 
 def test_doctor_tells_what_is_there(tmp_path):
-    result = run("doctor", cwd=tmp_path)
+    result = run("doctor", cwd=tmp_path, DISCFUSED_BACKEND="")
     assert result.returncode == 0, result.stderr
     for fact in (discfused.__version__, torch.__version__, *map(str, backends.status())):
         assert fact in result.stdout
     assert f"{backends.preferred('cpu')[0]} on cpu tensors" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "because"),
+    [
+        ("reference", "reference", "DISCFUSED_BACKEND is 'reference'"),
+        ("foo", None, "DISCFUSED_BACKEND is 'foo', expected one of 'reference', 'cpu'"),
+        ("cuda", None, "DISCFUSED_BACKEND is 'cuda', but it cannot run here: "),
+    ],
+)
+def test_doctor_knows_the_variable(value, name, because, monkeypatch, capsys):
+    monkeypatch.setenv("DISCFUSED_BACKEND", value)
+    default = doctor.facts()["default_backend"]["cpu"]
+    assert default["name"] == name and default["because"][0].startswith(because)
+    assert cli.main(["doctor"]) == 0
+    line = capsys.readouterr().out.partition("backend=None means\n")[2].splitlines()[0]
+    assert line.startswith(f"  {name or 'an error'} on cpu tensors, because {because}")
 
 
 def test_doctor_as_json_says_the_same(capsys):
@@ -67,6 +84,7 @@ def test_doctor_tells_what_was_left_out_and_why(monkeypatch, capsys):
         "built": [],
         "left_out": {"cpu": {"reason": "no compiler was found", "fix": "install one"}},
     }
+    monkeypatch.delenv("DISCFUSED_BACKEND", raising=False)
     monkeypatch.setattr(_library, "build_record", lambda: record)
     monkeypatch.setattr(_library, "_load_once", lambda: _library.LibraryUnavailable("gone", "mend"))
     assert cli.main(["doctor"]) == 0
