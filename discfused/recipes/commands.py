@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from discfused._definitions import IMPURITIES
-from discfused.recipes.options import DATASETS, LOSSES, MODELS
+from discfused.recipes.options import DATASETS, LOSSES, MODELS, from_yaml
 
 # Options of a recipe with their own flag. --set sets any option.
 FLAGS = {
@@ -174,22 +174,18 @@ def _flags(given: argparse.Namespace) -> dict[str, object]:
 
 
 def _values(flag: str, given: list[str]) -> dict[str, object]:
-    import yaml
-
     values = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"{flag} is {text!r}, expected OPTION=VALUE")
-        values[name] = yaml.safe_load(value)
+        values[name] = from_yaml(value, f"{flag} {name}")
     return values
 
 
 def _attempt(act: Callable[[], int | None]) -> int:
     """Runs a command. Errors of the user end it with one line and no traceback."""
     try:
-        import yaml
-
         from discfused.recipes import records
     except ImportError as error:
         return _say_what_to_install(error)
@@ -201,8 +197,7 @@ def _attempt(act: Callable[[], int | None]) -> int:
         print(error, file=sys.stderr)
         return 130
     except (
-        ValueError, TypeError, OSError, FloatingPointError, yaml.YAMLError,
-        records.InUse, records.OtherRun,
+        ValueError, TypeError, OSError, FloatingPointError, records.InUse, records.OtherRun,
     ) as error:  # fmt: skip
         print(f"discfused: {error}", file=sys.stderr)
         return 1

@@ -153,20 +153,32 @@ class Options:
 
 def read(path: Path) -> dict[str, Any]:
     """The YAML file as nested dictionaries, without checks of the options."""
-    import yaml
-
     if not path.is_file():
         shipped = [recipe.stem for recipe in sorted(Path(__file__).parent.glob("*.yaml"))]
         if path.name not in shipped:
             raise ValueError(f"recipe {str(path)!r} is missing: expected a YAML file, or one of "
                              + ", ".join(shipped))  # fmt: skip
         path = Path(__file__).with_name(f"{path.name}.yaml")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = from_yaml(path.read_bytes(), f"recipe {str(path)!r}")
     if not isinstance(recipe, dict):
         raise ValueError(
             f"recipe {str(path)!r} has no sections: expected those of docs/recipes/README.md"
         )
     return recipe
+
+
+def from_yaml(text: str | bytes, source: str) -> Any:
+    """The value of YAML text. The error for wrong text is one line, which names the source."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise ValueError(f"{source} is not valid YAML: {where}{error.problem}") from None
+    except yaml.YAMLError as error:  # bytes that are not text
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def parse(recipe: dict[str, Any], changes: dict[str, object] | None = None) -> Options:

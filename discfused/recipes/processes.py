@@ -9,16 +9,24 @@ from discfused.recipes.options import Options
 
 
 def launch(options: Options) -> Fabric:
-    """Starts Fabric with the number of processes in torchrun's environment."""
+    """Starts Fabric with the number of processes in torchrun's environment.
+
+    Raises:
+        ValueError: the accelerator is not there.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(
-        accelerator=options.train.accelerator,
-        strategy="ddp" if world_size > 1 else "auto",
-        devices=local,
-        num_nodes=world_size // local,
-        precision=cast(Any, options.train.precision),
-    )
+    try:
+        fabric = Fabric(
+            accelerator=options.train.accelerator,
+            strategy="ddp" if world_size > 1 else "auto",
+            devices=local,
+            num_nodes=world_size // local,
+            precision=cast(Any, options.train.precision),
+        )
+    except RuntimeError as error:
+        raise ValueError(f"train.accelerator is {options.train.accelerator!r}, but PyTorch has "
+                         f"none here, expected auto or cpu: {error}") from error  # fmt: skip
     fabric.launch()
     return fabric
 

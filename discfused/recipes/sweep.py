@@ -23,6 +23,8 @@ def cells(recipe: dict[str, Any], changes: dict[str, object], seed: int) -> list
     grids = recipe.get("sweep") or {}
     found: dict[str, Any] = {}
     for grid in grids if isinstance(grids, list) else [grids]:
+        if not isinstance(grid, dict):
+            raise ValueError(f"sweep is {grid!r}, expected OPTION: LIST, or a list of such maps")
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"sweep.{name} is {values!r}, expected a list of values")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.fabric import accelerators
 
 from discfused import cli
 from discfused.recipes import processes, records, sweep, table, train
@@ -171,12 +172,23 @@ def test_a_grid_in_place_of_the_recipes(tmp_path):
         (["sweep", "digits", "--first-seed", "-1"], "--first-seed is -1, expected at least 0"),
         (["sweep", "digits", "--grid", "seed"], "--grid is 'seed', expected OPTION=VALUE"),
         (["sweep", "digits", "--grid", "train.lr=0.1"], "sweep.train.lr is 0.1, expected a list"),
+        (["train", "--data", "digits", "--set", "train.lr=[1"], "--set train.lr is not valid YAML"),
+        (["train", "--recipe", "cut.yaml"], "recipe 'cut.yaml' is not valid YAML: line 2, column"),
+        (["train", "--recipe", "picture.yaml"], "recipe 'picture.yaml' is not valid YAML: "),
+        (["train", "--data", "digits", "--accelerator", "gpu"], "train.accelerator is 'gpu', but"),
+        (["sweep", "digits", "--accelerator", "mps"], "train.accelerator is 'mps', but"),
+        (["sweep", "flat.yaml"], "sweep is 'loss.name', expected OPTION: LIST"),
         (["sweep", "nowhere.yaml"], "expected a YAML file, or one of caltech101"),
         (["table", "."], "has no results"),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    Path("cut.yaml").write_text("data: {name: digits\ntrain: [")
+    Path("flat.yaml").write_text("sweep: [loss.name]")
+    Path("picture.yaml").write_bytes(b"\x89PNG\r\n")
+    for accelerator in (accelerators.CUDAAccelerator, accelerators.MPSAccelerator):
+        monkeypatch.setattr(accelerator, "is_available", staticmethod(lambda: False))
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("discfused: ") and "\n" not in error
