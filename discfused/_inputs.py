@@ -1,9 +1,9 @@
 """The checks of options and constants; those of a batch are in _batch.py.
 
 All checks run before any kernel. A message names the argument, its value, the expected value and
-the fix. Shapes, dtypes and devices are always checked. Values (for example, that no weight is NaN)
-are checked only for CPU tensors that hold data: on a GPU the check would wait for the device, and
-under torch.compile it would break the graph.
+the fix. Shapes, layouts, dtypes and devices are always checked. Values (for example, that no weight
+is NaN) are checked only for CPU tensors that hold data: on a GPU the check would wait for the
+device, and under torch.compile it would break the graph.
 """
 
 import math
@@ -111,6 +111,12 @@ def label_smoothing(value: object) -> float:
 def tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
+    if value.is_nested:
+        raise TypeError(f"{name} is a nested tensor, expected rows of one shape: pad it with "
+                        f"{name}.to_padded_tensor(0.0)")  # fmt: skip
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} is a tensor of layout {value.layout}, expected torch.strided: "
+                        f"convert it with {name}.to_dense()")  # fmt: skip
     return value
 
 

@@ -1,6 +1,7 @@
 """Bad arguments: the error names the argument, its value and the expected value."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -79,6 +80,22 @@ def test_bad_argument(name, value, error, words):
         fused_disc_loss(**{**GOOD, name: value})
     assert words in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*(beta|prototype)")
+@pytest.mark.parametrize("name", ["features", "logits", "target", "weight"])
+@pytest.mark.parametrize("convert", ["to_sparse", "to_sparse_csr", "to_mkldnn", "nested"])
+def test_tensors_that_are_not_dense(name, convert):
+    given = {**GOOD, "weight": torch.ones(C)}
+    if convert == "nested":
+        value, words = torch.nested.nested_tensor([torch.rand(3, 2)] * N), "to_padded_tensor(0.0)"
+    elif convert == "to_mkldnn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no mkldnn")
+    else:
+        value = given[name] if given[name].dim() == 2 else SOFT
+        value, words = getattr(value, convert)(), "to_dense()"
+    with pytest.raises(TypeError, match=f"^{name} is a .*, expected .* {name}.{re.escape(words)}"):
+        fused_disc_loss(**{**given, name: value})
 
 
 def test_ignore_index_of_soft_labels():
