@@ -12,6 +12,7 @@ _OF_HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
+_CALL = "_compiled_call_impl"  # what a module calls in place of its own `_call_impl`
 
 
 class Hook:
@@ -35,14 +36,30 @@ class Around(Hook):
     def __init__(self, module: nn.Module, function: Callable[..., Any]):
         super().__init__(function)
         self.module = weakref.ref(module)
-        self.compiled = vars(module).get("_compiled_call_impl")
+        self.before = vars(module).get(_CALL)  # compiled code, that of another tap, or None
+        vars(module)[_CALL] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self.module()  # alive, because it is called
+        call = self.before if isinstance(self.before, Around) else module._call_impl
         try:
-            return module._call_impl(*args, **kwargs)
+            return call(*args, **kwargs)
         finally:
             super().__call__(module)
+
+    def remove(self) -> None:
+        self.function = None
+        if (module := self.module()) is None:
+            return
+        outer = vars(module).get(_CALL)
+        if outer is self:
+            vars(module)[_CALL] = self.before
+        while isinstance(outer, Around):
+            if outer.before is self:
+                outer.before = self.before
+            outer = outer.before
+        if vars(module).get(_CALL) is None:
+            vars(module).pop(_CALL, None)
 
 
 class Handles:
@@ -63,15 +80,10 @@ class Handles:
 
     def surround(self, module: nn.Module, function: Callable[..., Any]) -> None:
         self._around.append(Around(module, function))
-        vars(module)["_compiled_call_impl"] = self._around[-1]
 
     def remove(self) -> None:
-        for around in self._around:
-            around.function = None
-            module = around.module()
-            if module is not None and vars(module).get("_compiled_call_impl") is around:
-                vars(module)["_compiled_call_impl"] = around.compiled
-        self._around = []
+        while self._around:
+            self._around.pop().remove()
         handles, self._handles = self._handles, []
         for reference, handle in handles:
             hook = (handle.hooks_dict_ref() or {}).get(handle.id)
@@ -93,7 +105,7 @@ def _state_without_hooks(reference: weakref.ref[nn.Module]) -> Any:
     state = vars(module) if of_class is None else of_class(module)
     if not isinstance(state, dict):
         return state
-    ours = ("__getstate__", "_compiled_call_impl")  # the second is in no state of PyTorch's, either
+    ours = ("__getstate__", _CALL)  # the second is in no state of PyTorch's, either
     state = {name: value for name, value in state.items() if name not in ours}
     hooks = _ours(vars(module)["_forward_hooks"]) | _ours(vars(module)["_forward_pre_hooks"])
     for name in _OF_HOOKS:
