@@ -49,13 +49,13 @@ def _read_labels(
 
 @triton.jit
 def _classes(rows, label, w, N, C, ignore_index):
-    """class (C for a row that does not count, 2^31 - 1 for none), weight, whether out of range"""
+    """class (C for a row that does not count, 2^31 - 1 for none), weight, 1 if out of range"""
     inside = rows < N
     known = inside & (label != ignore_index)
     valid = known & (label >= 0) & (label < C)
     w = tl.where(valid, w, 0.0)
     key = tl.where(w != 0, label, C).to(tl.int32)
-    return tl.where(inside, key, 2147483647), w, known & ((label < 0) | (label >= C))
+    return tl.where(inside, key, 2147483647), w, known.to(tl.int32) - valid.to(tl.int32)
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def compare_rows_kernel(
     if WEIGHTED:
         n = tl.sum(tl.where(equal, w[:, None], 0.0), axis=0)
     whole = tl.sum(w, axis=0)
-    wrong = tl.sum(out_of_range.to(tl.int32), axis=0)
+    wrong = tl.sum(out_of_range, axis=0)
     if LAST:
         begin = tl.sum(smaller.to(tl.int32), axis=0)
         k = tl.sum(equal.to(tl.int32), axis=0)
