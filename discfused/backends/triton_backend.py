@@ -6,7 +6,7 @@ Launches for hard labels, and bytes (e: bytes of a feature, a: 4, or 8 for float
        N > 1024 merge_rows       the same; twice where N > 32768
     terms       table            reads N D e, writes S D a
        N > 256, or 32 S: fold    parts of slots that were cut
-                column_terms     reads S D a, from L2 as far as it fits
+                column_terms     reads S D a, from L2 as far as it fits; twice where S > 1024
        S <= 256 whole_terms      reads S D a
        else     slot_terms       reads S D a, and again from cache
                 finish           reads and writes a quarter of that

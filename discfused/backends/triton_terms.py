@@ -58,21 +58,12 @@ def _feature_terms(
 
 @triton.jit
 def _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS: tl.constexpr):
-    """H of SLOTS slots, and their sizes"""
+    """H of SLOTS slots, and which of them are present"""
     ACC: tl.constexpr = table.dtype.element_ty
     slots = first + tl.arange(0, SLOTS)
     there = slots < S
     tile = _read(table, slots, columns, D, 1, there[:, None] & inside[None, :], ACC)
-    return tile, tl.load(weight + slots, mask=there, other=0.0).to(ACC)
-
-
-@triton.jit
-def _column_sums(tile, n):
-    """T of a tile's slots; s2, relative to it: H^2 itself could overflow, and vanish; and how many
-    classes are present"""
-    T = tl.sum(tile, axis=0)
-    share = _divide(tile, T[None, :])
-    return T, tl.sum(share * share, axis=0), tl.sum((n != 0).to(tile.dtype), axis=0)
+    return tile, (tl.load(weight + slots, mask=there, other=0.0).to(ACC) != 0).to(ACC)
 
 
 @triton.jit(do_not_specialize=["S"])
@@ -82,32 +73,37 @@ def column_terms_kernel(
     SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """_feature_terms of COLS columns. column_sums [programs, 2] gets their two sums; where a tile
-    holds all slots (WHOLE), [programs, 2 + S], that of P for every slot, too."""
+    holds all slots (WHOLE), [programs, 2 + S], that of P for every slot, too. A table of more slots
+    is read a second time, from L2 as far as it fits: H^2 itself could overflow, and vanish."""
     columns, inside = _columns(tl.program_id(0), D, COLS)
-    first = tl.full([], 0, tl.int32)  # a literal cannot change
-    tile, n = _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS)
+    first = tl.full([], SLOTS, tl.int32)  # a literal cannot change
+    tile, present = _read_column_tile(table, weight, 0, columns, inside, S, D, SLOTS)
+    sums = tile
+    if not WHOLE:
+        while first < S:
+            further, more = _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS)
+            sums += further
+            present += more
+            first += SLOTS
+    T = tl.sum(sums, axis=0)
+    share = _divide(tile, T[None, :])
+    squares = share * share
+    if not WHOLE:
+        first = tl.full([], SLOTS, tl.int32)
+        while first < S:
+            further, _ = _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS)
+            share = _divide(further, T[None, :])
+            squares += share * share
+            first += SLOTS
+    inverse = _inverse(T, COLS)
     line = column_sums + tl.program_id(0).to(tl.int64) * (S + 2 if WHOLE else 2)
+    _feature_terms(
+        inverse, tl.sum(squares, axis=0), tl.sum(present, axis=0), coef, line, columns, inside, D,
+        IMPURITY, COLS,
+    )  # fmt: skip
     if WHOLE:
-        T, squares, present = _column_sums(tile, n)
-        inverse = _inverse(T, COLS)
         slots = tl.arange(0, SLOTS)
         tl.store(line + 2 + slots, tl.sum(tile * inverse[None, :], axis=1), mask=slots < S)
-    else:
-        T = tl.zeros([COLS], dtype=tile.dtype)
-        squares = tl.zeros([COLS], dtype=tile.dtype)
-        present = tl.zeros([], dtype=tile.dtype)
-        while first < S:
-            T_tile, squares_tile, present_tile = _column_sums(tile, n)
-            first += SLOTS
-            # On their way while these are added (see _sum_lines).
-            tile, n = _read_column_tile(table, weight, first, columns, inside, S, D, SLOTS)
-            before = T
-            T += T_tile
-            share, share_tile = _divide(before, T), _divide(T_tile, T)
-            squares = squares * share * share + squares_tile * share_tile * share_tile
-            present += present_tile
-        inverse = _inverse(T, COLS)
-    _feature_terms(inverse, squares, present, coef, line, columns, inside, D, IMPURITY, COLS)
 
 
 @triton.jit
