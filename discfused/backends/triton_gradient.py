@@ -78,7 +78,7 @@ def gradient_kernel(
         mask = there[:, None] & inside[None, :]
         value = _read(x, rows, columns, row_stride, 1, mask & counts, ACC)
         to = dx + rows.to(tl.int64)[:, None] * D + columns[None, :]
-        g = w * G
+        g = w[:, None] * G
         place += ROWS
         rows, w, there = _read_places(place, end, index, row_weight, WEIGHTED, ROWS, ACC)
         tl.store(to, _pull_back(value, g, ACT).to(dx.dtype.element_ty), mask=mask)

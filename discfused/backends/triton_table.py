@@ -45,14 +45,14 @@ def _piece(piece, index, N, S, R):
 def _read_places(
     place, end, index, row_weight, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr
 ):
-    """rows at ROWS places, their weights [ROWS, 1], and which of the places there are"""
+    """rows at ROWS places, their weights, and which of the places there are"""
     places = place + tl.arange(0, ROWS)
     there = places < end
     rows = tl.load(index + places, mask=there, other=0)
     w = tl.full([ROWS], 1.0, ACC)
     if WEIGHTED:
         w = tl.load(row_weight + places, mask=there, other=0.0).to(ACC)
-    return rows, w[:, None], there
+    return rows, w, there
 
 
 @triton.jit(do_not_specialize=["N", "S", "R"])
@@ -80,7 +80,7 @@ def table_kernel(
         weights = w
         place += ROWS
         rows, w, there = _read_places(place, end, index, row_weight, WEIGHTED, ROWS, ACC)
-        sums += tl.sum(weights * _activate(value, ACT), axis=0)
+        sums += tl.sum(weights[:, None] * _activate(value, ACT), axis=0)
     if piece > S:
         if is_cut:
             tl.store(parts + (piece - (S + 1)).to(tl.int64) * D + columns, sums, mask=inside)
