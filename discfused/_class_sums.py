@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from discfused._modes import in_forward_mode, in_transform
+
 
 @dataclass(frozen=True)
 class ClassSums:
@@ -81,6 +83,11 @@ def whole_batch(
     values, and the gradient of `own` times the number of parts. The mean over the parts, which
     DistributedDataParallel or loss / accumulation_steps takes, is then the gradient of the whole.
     """
+    if not (given is None or isinstance(given, ClassSums)):
+        raise TypeError(
+            f"class_sums is a {type(given).__name__}, expected ClassSums: the sum of what "
+            "discfused.class_sums returns for the parts of the batch"
+        )
     if given is not None and given._shapes() != own._shapes():
         raise ValueError(
             f"class_sums have shapes {given._shapes()}, but these features have class sums of "
@@ -92,8 +99,10 @@ def whole_batch(
     def finished() -> ClassSums:
         batch = whole if in_flight is None else in_flight()
         parts = batch.counts[2]
+        # Forward mode and transforms differentiate tensors that do not require a gradient.
+        always = in_transform() or in_forward_mode()
         tables = [
-            total + parts * (table - table.detach()) if table.requires_grad else total
+            total + parts * (table - table.detach()) if table.requires_grad or always else total
             for total, table in zip(batch.tables, own.tables, strict=True)
         ]
         return ClassSums(tuple(tables), batch.sizes, batch.counts)

@@ -152,14 +152,6 @@ def readable(tensor: Tensor, waiting: bool = False) -> bool:
     )
 
 
-def in_transform() -> bool:
-    """Whether this is called within a transform of torch.func, such as vmap or grad."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
 def numbers(name: str, value: object, length: int, device: torch.device) -> Tensor:
     """[length] real numbers."""
     w = tensor(name, value)

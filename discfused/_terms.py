@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from discfused import _batch, _cross_entropy, _inputs, _ops, backends, reference
 from discfused._class_sums import ClassSums
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
+from discfused._modes import in_forward_mode, in_transform
 from discfused.backends.bad_labels import bad_labels
 
 
@@ -139,9 +139,7 @@ def _rows(
 def _backend(device_type: str, requested: str | None) -> str:
     """The backend's name. Transforms of torch.func and forward mode need the reference, because
     they cannot differentiate kernels."""
-    if _inputs.in_transform() or (
-        not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-    ):
+    if in_transform() or in_forward_mode():
         if requested in (None, "reference"):
             return "reference"
         raise RuntimeError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from discfused import _inputs
 from discfused._class_sums import ClassSums
+from discfused._modes import in_transform
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT, LossTerms, fused_disc_loss
 from discfused.histogram import class_sums
 from discfused.tap import FeatureTap
@@ -160,7 +161,7 @@ class FusedDiscLoss(nn.Module):
             return_terms=True,
             **{name: getattr(self, name) for name in _OPTIONS},
         )
-        if _inputs.in_transform():  # its tensors must not outlive it
+        if in_transform():  # its tensors must not outlive it
             self.terms = None
         return loss
 

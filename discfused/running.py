@@ -8,6 +8,7 @@ from torch import Tensor
 
 from discfused import _inputs
 from discfused._class_sums import ClassSums
+from discfused._modes import in_transform
 from discfused.modules import FusedDiscLoss
 
 # As a fraction of the largest size, and as a size. Numbers that decay until they are subnormal stay
@@ -30,9 +31,10 @@ class RunningDiscLoss(FusedDiscLoss):
 
     Only calls in training mode with gradients change the sums, and only if they stay finite: after
     an overflow in float16 the loss of that batch is NaN, but not the next one. The sums are in the
-    state_dict, so a resumed run continues with them. They are not buffers, so
-    DistributedDataParallel does not broadcast them. With process_group the S_t / P of all processes
-    are added.
+    state_dict, so a resumed run continues with them, if each process loads its own
+    (torch.distributed.checkpoint loads only what is there already, after a first call). They are
+    not buffers, so DistributedDataParallel does not broadcast them. With process_group the S_t / P
+    of all processes are added.
 
     Args:
         momentum: in [0, 1); 0 is FusedDiscLoss.
@@ -59,11 +61,15 @@ class RunningDiscLoss(FusedDiscLoss):
         if features is None or not (self.training and torch.is_grad_enabled()):
             return None
         own = self.class_sums(logits, target, features, sample_weight=sample_weight)
-        earlier = self.sums or own._of([torch.zeros_like(tensor) for tensor in own._tensors()])
+        if self.sums is None:
+            earlier = own._of([torch.zeros_like(tensor) for tensor in own._tensors()])
+        else:  # a checkpoint may have been loaded to another device
+            earlier = own._of([tensor.to(own.sizes.device) for tensor in self.sums._tensors()])
         sums = _with_decayed(own, earlier * self.momentum)
-        finite = torch.stack([tensor.isfinite().all() for tensor in sums._tensors()]).all()
-        pairs = zip(sums._tensors(), earlier._tensors(), strict=True)
-        self.sums = sums._of([torch.where(finite, new, old) for new, old in pairs])
+        if not in_transform():  # its tensors must not outlive it
+            finite = torch.stack([tensor.isfinite().all() for tensor in sums._tensors()]).all()
+            pairs = zip(sums._tensors(), earlier._tensors(), strict=True)
+            self.sums = sums._of([torch.where(finite, new, old) for new, old in pairs])
         # S_t / P has the terms of S_t, but a gradient P times as large, because the rows of this
         # call are not divided. The counts stay those of this call.
         parts = sums.counts[2]
@@ -77,8 +83,9 @@ class RunningDiscLoss(FusedDiscLoss):
         self.sums = ClassSums(**state) if state else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningDiscLoss":
-        if self.sums is not None:  # .to() and similar methods
-            self.sums = self.sums._of([fn(tensor) for tensor in self.sums._tensors()])
+        if self.sums is not None:  # .to() and similar methods; but float16 would overflow
+            tensors = self.sums._tensors()
+            self.sums = self.sums._of([fn(tensor).to(tensor.dtype) for tensor in tensors])
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -122,6 +122,8 @@ def test_an_attached_model_with_dropout():
 def test_what_does_not_fit():
     x, z, y, _ = batch(soft=False)
     whole = class_sums(x, y, C)
+    with pytest.raises(TypeError, match="class_sums is a dict, expected ClassSums"):
+        fused_disc_loss(z, y, x, class_sums=whole.state_dict())
     with pytest.raises(ValueError, match=r"class_sums have shapes .*\(5, 7\).*\(5, 6\)"):
         fused_disc_loss(z, y, x[:, :-1], class_sums=whole)
     with pytest.raises(ValueError, match="the same layers and classes"):
@@ -246,10 +248,19 @@ def test_running_sums_are_those_of_training_alone():
     assert criterion.sums is sums
 
 
+def test_running_sums_of_transforms_are_dropped():
+    criterion, (x, z, y, _) = RunningDiscLoss(), batch(soft=False)
+    criterion(z, y, x)
+    sums = criterion.sums
+    torch.func.vmap(torch.func.grad(lambda x: criterion(z, y, x)))(x.expand(2, *x.shape))
+    assert criterion.sums is sums
+
+
 def test_running_sums_move_and_are_saved():
     criterion = RunningDiscLoss(momentum=0.5)
     x, z, y, _ = batch(soft=False)
     criterion(z, y, x)
+    assert criterion.half().sums.sizes.dtype == x.dtype
     assert criterion.to("meta").sums.sizes.device.type == "meta"
     criterion = RunningDiscLoss(momentum=0.5)
     criterion(z, y, x)

@@ -86,6 +86,16 @@ def test_running_sums(gpu, backend):
         assert criterion(torch.randn(N, C), y, torch.randn(N, D)).device.type == "cuda"
 
 
+def test_running_sums_of_a_checkpoint_that_was_loaded_to_the_cpu():
+    criterion, target = RunningDiscLoss(backend="reference"), torch.ones(N, dtype=torch.long)
+    batch = torch.randn(N, C), target, torch.randn(N, D)
+    criterion(*batch)
+    with FakeTensorMode() as mode:
+        criterion.sums = criterion.sums._of([*map(mode.from_tensor, criterion.sums._tensors())])
+        criterion(*(mode.from_tensor(tensor).cuda() for tensor in batch))
+        assert criterion.sums.sizes.device.type == "cuda"
+
+
 @pytest.mark.parametrize(
     "reading",
     [lambda t: t.sum().item(), lambda t: t[t > 0], lambda t: t.cpu(), lambda t: t.unique()],

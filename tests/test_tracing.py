@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cases import features, labels, soft_labels
-from discfused import disc_terms, fused_disc_loss
+from discfused import FusedDiscLoss, RunningDiscLoss, class_sums, disc_terms, fused_disc_loss
 
 D, C = 12, 10
 
@@ -82,6 +82,22 @@ def test_transforms_of_torch_func(fused_backend, name):
     torch.testing.assert_close(transformed(None), expected)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         transformed(fused_backend)
+
+
+@pytest.mark.parametrize("criterion", [FusedDiscLoss, RunningDiscLoss])
+def test_forward_mode_of_class_sums(criterion):
+    x, y, z, tangent = features(9, D), labels(9, C), torch.randn(9, C), torch.randn(9, D)
+    tangent = tangent.double()
+    options = {"class_sums": class_sums(x, y, C)} if criterion is FusedDiscLoss else {}
+
+    def loss(x):
+        return criterion()(z, y, x, **options)
+
+    expected = (torch.func.grad(loss)(x) * tangent).sum()
+    torch.testing.assert_close(torch.func.jvp(loss, (x,), (tangent,))[1], expected)
+    with forward_ad.dual_level():
+        dual = loss(forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
 
 
 def test_forward_mode(fused_backend):

@@ -199,9 +199,14 @@ class Passes:
 
 
 def _copied(node: Any) -> Any:
-    """The node of the copied tensor. Some backends for debugging keep the copy as a node."""
-    is_copy = node is not None and node.name() == "CloneBackward0"
-    return node.next_functions[0][0] if is_copy else node
+    """The node of the copied tensor, if the copy has its own: with some backends for debugging, and
+    where a hook was compiled alone, with one input."""
+    if node is None or not (
+        node.name() == "CloneBackward0"
+        or (node.name() == "CompiledFunctionBackward" and len(node.next_functions) == 1)
+    ):
+        return node
+    return node.next_functions[0][0]
 
 
 def _graph(made: list[Tensor]) -> Iterator[tuple[Any, Any]]:

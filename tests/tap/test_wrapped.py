@@ -6,7 +6,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel
 
-from discfused import FeatureTap, FusedDiscLoss
+from discfused import FeatureTap, FusedDiscLoss, fused_disc_loss
 from models import Net, batch
 
 
@@ -50,6 +50,21 @@ def test_a_model_that_is_compiled_in_place():
     fast = model._compiled_call_impl
     FusedDiscLoss.attach(model).tap.remove()
     assert model._compiled_call_impl is fast
+
+
+@pytest.mark.parametrize("compiled", ["", "2"])
+@pytest.mark.parametrize("layers", [None, "1"])
+def test_modules_that_torch_compile_skips(compiled, layers):
+    """Of an nn.Sequential, and of a layer alone, the hooks are compiled by themselves."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    model.get_submodule(compiled).compile(backend="aot_eager")
+    criterion, y = FusedDiscLoss.attach(model, layers), torch.arange(6) % 5
+    for _ in range(3):
+        x = torch.randn(6, 8)
+        features = model[0](x).relu()
+        logits = nn.functional.linear(features, model[2].weight, model[2].bias)
+        expected = fused_disc_loss(logits, y, features)
+        torch.testing.assert_close(criterion(model(x), y), expected)
 
 
 class Engine(nn.Module):
