@@ -1,6 +1,7 @@
 """A table, a picture and a verdict for every comparison, from the runs in a folder.
 
-Runs are paired by seed with runs of cross-entropy that differ only in the two terms.
+Runs are paired by seed with runs of cross-entropy that differ only in the two terms: with label
+smoothing, if they have it. Label smoothing alone is compared with plain cross-entropy.
 """
 
 import json
@@ -105,15 +106,23 @@ def markdown(cells: list[Cell]) -> str:
         runs = f"{len(cell.rows)}" + (f" + {cell.failed} failed" if cell.failed else "")
         values = [_mean(cell, "accuracy", 2), _mean(cell, "class_accuracy", 2)]
         values += [_mean(cell, "gini", 3), _mean(cell, "kl", 4), _mean(cell, "live", 3)]
-        values += ["-", "-"] if pairs is None else [_difference(pairs), _number(pairs.p, ".2g")]
+        against = _against(cell)
+        values += (
+            ["-", "-"] if pairs is None else [_difference(pairs) + against, _number(pairs.p, ".2g")]
+        )
         lines.append("| " + " | ".join([*names, others or "-", runs, *values]) + " |")
         if pairs is not None:
-            sentence = _sentence(", ".join([*names, *([others] if others else [])]), pairs)
+            sentence = _sentence(", ".join([*names, *([others] if others else [])]), pairs, against)
             if cell.failed:
                 sentence += f" {cell.failed} more failed and are not in this."
             verdicts.append(sentence)
     lines += ["", "Accuracies in percent on the test images, mean +- standard deviation over "
               "seeds; differences are paired by seed, with a paired t-test."]  # fmt: skip
+    made = {(row["where"].get("torch"), row["where"].get("threads"))
+            for cell in cells for row in cell.rows.values() if "where" in row}  # fmt: skip
+    if len(made) > 1:
+        lines[-1] += (f" The runs were made with {len(made)} combinations of PyTorch's version and "
+                      "number of threads, which change single accuracies by points.")  # fmt: skip
     if len(verdicts) > 1:
         lines[-1] += (f" Where there is no effect, about one comparison in twenty is called a gain "
                       f"or a loss all the same; here are {len(verdicts)}.")  # fmt: skip
@@ -145,7 +154,7 @@ def draw(cells: list[Cell], path: Path) -> None:
     left.set(yticks=range(len(cells)), xlabel="test accuracy, %", title="runs and their mean")
     left.set_yticklabels(names, fontsize=8)
     left.invert_yaxis()
-    right.set(xlabel="percentage points", title="paired difference to ce, 95% interval")
+    right.set(xlabel="percentage points, 95% interval", title="paired difference (see the table)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -167,6 +176,12 @@ def _baseline(options: dict[str, object]) -> dict[str, object]:
     if options["loss.name"] == "ce":  # label smoothing is an alternative to the terms
         kept["loss.label_smoothing"] = 0.0
     return kept | {"loss.name": "ce"}
+
+
+def _against(cell: Cell) -> str:
+    """What a cell is compared with, if it is not plain cross-entropy."""
+    smoothing = _baseline(cell.options).get("loss.label_smoothing")
+    return f" against ce with label_smoothing={smoothing}" if smoothing else ""
 
 
 def _others(cell: Cell, cells: list[Cell]) -> str:
@@ -200,9 +215,9 @@ def _difference(pairs: Paired) -> str:
     return f"{pairs.mean:+.2f} ({pairs.low:+.2f} to {pairs.high:+.2f})"
 
 
-def _sentence(what: str, pairs: Paired) -> str:
+def _sentence(what: str, pairs: Paired, against: str) -> str:
     if pairs.p != pairs.p:
-        return (f"- {what}: undecided, {pairs.mean:+.2f} points in {pairs.pairs} "
+        return (f"- {what}: undecided, {pairs.mean:+.2f} points{against} in {pairs.pairs} "
                 f"pair{'s' * (pairs.pairs > 1)}, too little to tell: run more seeds.")  # fmt: skip
-    return (f"- {what}: {pairs.verdict}, {_difference(pairs)} points, p = {pairs.p:.2g} "
+    return (f"- {what}: {pairs.verdict}, {_difference(pairs)} points{against}, p = {pairs.p:.2g} "
             f"over {pairs.pairs} pairs.")  # fmt: skip

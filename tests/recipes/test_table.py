@@ -113,6 +113,21 @@ def test_the_table_shows_means_spread_and_what_varies():
     assert "- digits, resnet18, ce+gini, gini_weight=1.0: undecided" in text
 
 
+def test_what_a_cell_is_compared_with_is_named():
+    smooth = {"loss.label_smoothing": 0.1}
+    both = rows([51.0, 51.0, 52.0, 53.5], **TERMS, **smooth)
+    cells = table.group(rows(PLAIN) + rows([53.0, 54.0, 53.0, 55.0], **smooth) + both)
+    text = table.markdown(cells)
+    words = "against ce with label_smoothing=0.1"
+    assert text.count(words) == 2  # the row and the sentence of the terms beside label smoothing
+    assert f"| -1.88 (-3.23 to -0.52) {words} |" in text
+    assert "number of threads" not in text
+    other = [{**row, "where": {"threads": 2}} for row in rows([50.0], **TERMS)]
+    assert "2 combinations of PyTorch's version and number" in table.markdown(
+        table.group(both + other)
+    )
+
+
 def test_only_options_that_tell_cells_of_one_network_apart_are_named():
     elsewhere = {"data.name": "cifar100", "train.lr": 0.7}
     text = table.markdown(table.group(rows(PLAIN) + rows(PLAIN, **elsewhere)))
