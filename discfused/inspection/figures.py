@@ -42,6 +42,7 @@ def appearance(name: str) -> Iterator[None]:
     shared = {
         "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
         "axes.titlelocation": "left", "legend.frameon": False,
+        "text.parse_math": False,  # names of classes and runs may contain $
     }  # fmt: skip
     with matplotlib.style.context(["default", shared | _APPEARANCES[name]]):
         yield

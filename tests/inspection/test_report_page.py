@@ -223,6 +223,13 @@ def test_names_of_classes_that_are_not_shown_whole():
     assert figure.axes[0].get_xticklabels()[3].get_rotation() == 90
 
 
+def test_dollar_signs_in_names_are_no_formulas():
+    names = ["$^$", "$x^$", *RUNS[0].class_names[2:]]
+    run = RUNS[0]._replace(name="$^$", class_names=names, layers={"$_$": RUNS[0].last})
+    layers = run._replace(layers={"$^$": run.last, **run.layers})
+    assert len(Report([run, layers]).pictures) == 6
+
+
 # --- the page in a browser ------------------------------------------------------------------------
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
