@@ -67,6 +67,11 @@ class Discriminability(NamedTuple):
     def cpu(self) -> Discriminability:
         return Discriminability(*(tensor.cpu() for tensor in self))
 
+    def reshaped(self, C: int, D: int) -> Discriminability:
+        """The same numbers in the shapes above."""
+        shapes = [(D,)] * 7 + [(C,)] * 2 + [()] * 3 + [(C, D)]
+        return Discriminability(*map(Tensor.reshape, self, shapes))
+
 
 def discriminability(
     sums: ClassSums, prior: str | Tensor, options: _inputs.Options

@@ -1,5 +1,7 @@
 """A torchmetrics metric: how discriminative features are over a whole data set."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -109,6 +111,17 @@ class FeatureDiscriminability(Metric):
         return discriminability(
             ClassSums((self.table,), self.sizes, self.counts), self.prior, self._options
         )
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """As Metric, which removes all dimensions of a tensor with one number: C or D may be 1."""
+        squeezed = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def shaped() -> Discriminability:
+            found: Discriminability = squeezed()
+            return found.reshaped(self.num_classes, self.num_features)
+
+        return shaped
 
 
 def feature_discriminability(

@@ -164,6 +164,21 @@ def test_double_precision_as_for_any_metric():
     same(got, by_numpy(x, y), tolerance=1e-12)
 
 
+@pytest.mark.parametrize(("C", "D"), [(3, 1), (1, 3), (1, 1)])
+def test_one_feature_and_one_class_keep_their_dimensions(C, D):
+    """Also of a second call and of a copy, for which torchmetrics prepares compute anew."""
+    x, y = torch.rand(8, D), torch.arange(8) % C
+    expected = feature_discriminability(x, y, C)
+    metric = FeatureDiscriminability(C, D)
+    found = [metric(x, y), metric.compute(), metric.compute()]
+    found += [again.compute() for again in (copy.deepcopy(metric), metric.clone())]
+    found.append(pickle.loads(pickle.dumps(metric)).compute())
+    for got in found:
+        assert [each.shape for each in got] == [each.shape for each in expected]
+        torch.testing.assert_close(tuple(got), tuple(expected))
+        assert torch.equal(got.order(), expected.order())
+
+
 def test_nothing_and_nothing_finite():
     """Without rows every feature is dead. A row of NaN gives NaN."""
     metric = FeatureDiscriminability(C, D)

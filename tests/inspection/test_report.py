@@ -192,6 +192,18 @@ def test_bad_loaders(batches, error, sentence):
         discfused.report(Small(), batches)
 
 
+@pytest.mark.parametrize(("C", "D"), [(4, 1), (1, 5), (1, 1)])
+def test_a_network_with_one_feature_or_one_class(C, D, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, D, 5), nn.ReLU(), nn.Flatten(), nn.Linear(2 * D, C))
+    x, y = images()
+    report = discfused.report(model, [(x, y % C)], "1")
+    values = report.runs[0].last
+    assert values.histogram.shape == (C, D) and values.live.all()
+    report.save(tmp_path)
+    assert len((tmp_path / "features.csv").read_text().splitlines()) == 1 + D
+    assert len((tmp_path / "classes.csv").read_text().splitlines()) == 1 + C
+
+
 # --- comparisons ---------------------------------------------------------------------------------
 
 
