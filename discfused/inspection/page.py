@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +32,7 @@ OF_FEATURES = (
 OF_CLASSES = "samples_per_class", "features_per_class"
 PURE, MIXED = 8, 4  # numbers of features whose images are shown
 DPI = 144
+OPTIONAL = re.compile(r"images-\d+\.png|layers\.png")  # figures that not every report has
 
 
 class Picture(NamedTuple):
@@ -127,7 +129,10 @@ class Report:
         )  # fmt: skip
 
     def save(self, folder: Path | str) -> Path:
-        """Writes page, figures (PNG) and numbers (JSON, CSV). Returns the path of the page."""
+        """Writes page, figures (PNG) and numbers (JSON, CSV). Returns the path of the page.
+
+        Figures of an earlier report in this folder that this one lacks are removed.
+        """
         files = {picture.file: picture.light for picture in self.pictures}
         texts = {
             NUMBERS: json.dumps(self.document(), allow_nan=False) + "\n",
@@ -138,6 +143,9 @@ class Report:
         files |= {name: text.encode() for name, text in texts.items()}
         for name, content in files.items():
             write_atomically(Path(folder, name), partial(_write, content))
+        for path in Path(folder).glob("*.png"):
+            if path.name not in files and OPTIONAL.fullmatch(path.name):
+                path.unlink()
         return Path(folder, PAGE)
 
     def document(self) -> dict[str, Any]:

@@ -117,6 +117,16 @@ def test_the_files_hold_every_number(tmp_path):
     assert image["samples"][0]["activation"] == RUNS[0].exciting.of(image["feature"])[0].activation
 
 
+def test_figures_of_an_earlier_report_in_the_folder_are_removed(tmp_path):
+    of_layers = RUNS[0]._replace(layers={"early": RUNS[0].last, **RUNS[0].layers})
+    Report([of_layers, RUNS[1]]).save(tmp_path)
+    (tmp_path / "images-of-mine.png").write_bytes(b"")
+    earlier = {file.name for file in tmp_path.iterdir()}
+    Report(RUNS[:1]).save(tmp_path)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert earlier - left == {"images-2.png", "layers.png"} and not left - earlier
+
+
 def test_how_a_number_is_written():
     assert [*map(page.number, (12345.0, 12345, 0.0, 1 / 3, 1e-7, float("inf")))] == [
         "12,345", "12,345", "0", "0.3333", "1e-07", "inf"
