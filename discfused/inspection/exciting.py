@@ -20,7 +20,7 @@ class Example(NamedTuple):
 
 
 class MostExciting:
-    """The samples with the largest phi(x_ij) of each feature j, for any order of the data.
+    """The samples with the largest finite phi(x_ij) of each feature j, for any order of the data.
 
     It keeps KEPT * D activations and at most as many pictures.
     """
@@ -38,7 +38,8 @@ class MostExciting:
     def update(self, x: Tensor, target: Tensor, images: Tensor | None, first: int) -> None:
         """x: [N, D], activated. `first`: the number of the first sample."""
         labels = target if target.dim() == 1 else target.argmax(1)
-        x = torch.where(labels[:, None] < 0, -1.0, x)  # ignored rows do not count
+        # Ignored rows do not count, nor does what is not finite: topk takes NaN for the largest.
+        x = torch.where((labels[:, None] < 0) | ~x.isfinite(), -1.0, x)
         # Reduce the candidates on the device.
         largest, rows = x.topk(min(KEPT, len(x)), dim=0)
         activations = torch.cat([self._activations, largest.cpu()])

@@ -92,6 +92,19 @@ def test_the_most_exciting_samples_are_those_of_a_sort_of_all():
     assert found.of(3) == [] and [each.sample for each in found.of(4)] == [5]
 
 
+def test_numbers_that_are_not_finite_excite_nothing():
+    """The other features of the sample count."""
+    x = 1 + torch.rand(20, 3)
+    x[3, 0], x[4, 0], x[3, 2] = torch.nan, torch.inf, 9
+    found = MostExciting(3)
+    for rows in torch.arange(20).split(10):
+        found.update(x[rows], rows % C, None, int(rows[0]))
+    x[3:5, 0] = 0
+    for j in range(3):
+        order = x[:, j].argsort(descending=True)[:KEPT]
+        assert [each.sample for each in found.of(j)] == order.tolist()
+
+
 def test_large_gray_images_become_small_colour_pictures():
     found = MostExciting(1)
     found.update(torch.ones(1, 1), torch.zeros(1).long(), torch.rand(1, 1, 300, 150), 0)
