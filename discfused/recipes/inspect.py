@@ -31,7 +31,7 @@ def inspect(options: Inspection, out: Path) -> Report:
 
     Raises:
         FileNotFoundError: a folder holds no run.
-        ValueError: runs with different classes, or without this part.
+        ValueError: runs with different classes, or without this part; damaged weights.
     """
     recipes = [_recipe(folder, options.changes) for folder in options.folders]
     require_writable("out", out)
@@ -83,27 +83,36 @@ def _network(folder: Path, recipe: Options, num_classes: int) -> nn.Module:
     """The network with the tested weights; for an unfinished run with those of its checkpoint."""
     own = dataclasses.replace(recipe.model, pretrained=False)  # no download
     network = models.build(own, num_classes, recipe.data.image_size)
-    weights, checkpoint = folder / records.WEIGHTS, folder / records.CHECKPOINT
-    if weights.exists():
-        state = _load(weights)
-    elif checkpoint.exists():
-        saved = _load(checkpoint)
-        state = saved["network"]
-        if saved["average"] is not None:
-            prefix = "module."
-            state = {name.removeprefix(prefix): tensor for name, tensor in saved["average"].items()
-                     if name.startswith(prefix)}  # fmt: skip
-    else:
+    path = folder / records.WEIGHTS
+    if not path.exists():
+        path = folder / records.CHECKPOINT
+    if not path.exists():
         raise FileNotFoundError(f"{folder} holds neither {records.WEIGHTS} nor "
                                 f"{records.CHECKPOINT}: the run has not reached its first "
                                 "checkpoint")  # fmt: skip
-    classes = [*state.values()][-1].shape[0]  # the classifier comes last
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.name == records.CHECKPOINT:
+            state = _tested(state)
+        classes = [*state.values()][-1].shape[0]  # the classifier comes last
+        if classes == num_classes:
+            network.load_state_dict(state)
+    except Exception as error:  # of any kind, as the damage has it
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}), expected weights of "
+            f"{recipe.model.name!r}: it is damaged or of another run"
+        ) from error
     if classes != num_classes:
         raise ValueError(f"data is {recipe.data.name!r} with {num_classes} classes, but the run in "
                          f"{folder} has {classes}: name data with as many")  # fmt: skip
-    network.load_state_dict(state)
     return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _tested(saved: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a checkpoint that would be tested: the average, if there is one."""
+    if saved["average"] is None:
+        state: dict[str, Any] = saved["network"]
+        return state
+    prefix = "module."
+    return {name.removeprefix(prefix): tensor for name, tensor in saved["average"].items()
+            if name.startswith(prefix)}  # fmt: skip

@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 
 from recipe_cases import one_thread, run_options  # isort: skip
 import discfused.metrics
@@ -139,3 +140,26 @@ def test_what_it_refuses(runs, tmp_path, capsys):
     finally:
         (tmp_path / "weights.pt").rename(runs / "terms" / records.WEIGHTS)
     assert "holds neither weights.pt nor checkpoint.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["empty", "garbage", "cut off", "no weights", "of another"])
+def test_damaged_weights_are_named_in_one_line(runs, tmp_path, capsys, content):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "plain", folder)
+    path = folder / records.WEIGHTS
+    whole = path.read_bytes()
+    parts = {"empty": b"", "garbage": b"hello", "cut off": whole[: len(whole) // 2]}
+    if content in parts:
+        path.write_bytes(parts[content])
+    elif content == "no weights":
+        torch.save([1], path)
+    else:
+        shutil.copy(runs / "cvt" / records.WEIGHTS, path)
+    assert inspect("--checkpoint", folder, "--out", tmp_path / "out") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"discfused: {path} cannot be read (")
+    (folder / records.WEIGHTS).unlink()
+    (folder / records.CHECKPOINT).write_bytes(b"")
+    assert inspect("--checkpoint", folder, "--out", tmp_path / "out") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"discfused: {folder / records.CHECKPOINT} cannot be read (EOFError)")
