@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from discfused import _batch, _inputs
@@ -103,13 +104,14 @@ class LogDiscriminability(Callback):
         (x,) = _batch.layers(self._tap.take(self._output), self.feature_dim, self.activation)
         if self._metric is None:
             C = self.num_classes or classes_of(self._output)
-            metric = FeatureDiscriminability(C, x.shape[1], **self.options)
-            self._metric = metric.to(x.device)
+            self._metric = FeatureDiscriminability(C, x.shape[1], **self.options).to(x.device)
         self._metric.update(x, target)
         self._output = None
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._remove()
+        if trainer.world_size > 1:
+            self._take_part(module)
         if self._metric is None:
             return
         values = self._metric.compute()  # equal in all processes, because it is synchronized
@@ -119,6 +121,15 @@ class LogDiscriminability(Callback):
         module.log_dict(summary, sync_dist=True)  # the mean of equal numbers; avoids a warning
         if self.every and trainer.current_epoch % self.every == 0 and trainer.is_global_zero:
             self._draw(trainer, values.cpu())
+
+    def _take_part(self, module: LightningModule) -> None:
+        """A process without a batch adds zeros: the others would wait for it in `compute`."""
+        metric = self._metric
+        own = (0, 0) if metric is None else (metric.num_classes, metric.num_features)
+        of_all: Any = module.all_gather(torch.tensor(own, device=module.device))
+        C, D = of_all.amax(0).tolist()
+        if metric is None and C:
+            self._metric = FeatureDiscriminability(C, D, **self.options).to(module.device)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException

@@ -166,9 +166,53 @@ if __name__ == "__main__":
     assert got == pytest.approx(expected, 1e-4), (got, expected)
     print("as expected")
 """
-    (tmp_path / "fit.py").write_text(code)
+    run_in_two_processes(code, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_process_without_a_batch(tmp_path):
+    """First rank 0, before it knows the numbers of features and classes; then rank 1."""
+    code = """
+import datetime
+import torch
+from test_lightning import *
+from lightning.pytorch.strategies import DDPStrategy
+
+class OfOneRank(torch.utils.data.IterableDataset):
+    def __init__(self, rank):
+        self.rank = rank
+
+    def __iter__(self):
+        mine = torch.distributed.get_rank() == self.rank
+        return zip(*images()) if mine else iter(())
+
+class Validated(Training):
+    def validation_step(self, batch, _):
+        self(batch[0])
+
+if __name__ == "__main__":
+    trainer = Trainer(
+        accelerator="cpu", devices=2, callbacks=[LogDiscriminability()], logger=False,
+        strategy=DDPStrategy(timeout=datetime.timedelta(seconds=30)),
+    )
+    torch.manual_seed(0)
+    module, (x, y) = Validated(), images()
+    net = module.net.eval()
+    features = net.features(net.first(x).relu()).detach()
+    expected = feature_discriminability(features, y, C).summary()
+    for rank in (1, 0):
+        (got,) = trainer.validate(module, DataLoader(OfOneRank(rank), BATCH), verbose=False)
+        got = {name: got[f"discriminability/{name}"] for name in expected}
+        assert got == pytest.approx(expected, 1e-4), (got, expected)
+    print("as expected")
+"""
+    run_in_two_processes(code, tmp_path)
+
+
+def run_in_two_processes(code, folder):
+    (folder / "fit.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, "fit.py"], cwd=tmp_path, env=environment,
+    result = subprocess.run([sys.executable, "fit.py"], cwd=folder, env=environment,
                             capture_output=True, text=True, timeout=300)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("as expected") == 2
