@@ -58,7 +58,7 @@ class OtherRun(RuntimeError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM ended the run between two steps."""
+    """Ctrl-C or SIGTERM ended the run between two steps, or in the final test."""
 
     def __init__(self, step: int, steps: int):
         super().__init__(f"stopped after step {step} of {steps}; the same command continues "

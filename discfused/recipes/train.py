@@ -13,6 +13,7 @@ from discfused.recipes import _torchvision  # noqa: F401  # before others import
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,6 +111,7 @@ class Training:
             feature_dim=loss.feature_dim,
             **evaluate.term_options(loss),
         )
+        self.watch = Watch(alone=fabric.world_size == 1)
         self.step = 0
         self.best: dict[str, Any] | None = None  # the best network on the held-out images so far
         self.seconds = 0.0  # with tests, and with earlier processes of this run
@@ -123,7 +125,9 @@ class Training:
             records.describe(self.options, self.folder, fabric.device, fabric.world_size)
             parts = [part for part in records.COLUMNS
                      if part != "validation" or self.parts.validation is not None]  # fmt: skip
-            logs = {part: records.Log(self.folder, part, start) for part in parts}
+            logs = {part: records.Log(self.folder, part, start) for part in parts if part != "test"}
+            # `finish` writes the row of the last step, again where it was stopped after that.
+            logs["test"] = records.Log(self.folder, "test", min(start, self.steps - 1))
         self.batches.start, self.batches.stop = start, self.steps
         loader = data.loader(self.parts.train, self.batches, self.options.data.workers)
         loader = cast(
@@ -134,32 +138,35 @@ class Training:
         loss = self.options.loss
         began = time.perf_counter() - self.seconds
         try:
-            with (
-                Watch(alone=fabric.world_size == 1) as watch,
-                FeatureTap(self.network, loss.layers, capture=loss.capture) as tap,
-                bar,
-            ):
-                for images, target in loader:
-                    values = self.train_step(images, target, tap)
-                    bar.update()
-                    self.seconds = time.perf_counter() - began
-                    if values and logs:
-                        logs["train"].write(self.step, values)
-                        bar.set_postfix(ce=f"{values['ce']:.3f}", gini=f"{values['gini']:.3f}")
-                    done = self.step == self.steps
-                    epoch, rest = divmod(self.step, self.per_epoch)
-                    due = train.eval_every and not rest and epoch % train.eval_every == 0
-                    if logs and (due or done):
-                        self.look(logs, done)
-                    if watch.asked or (self.step % train.save_every == 0 and not done):
-                        self.save()
-                    if watch.asked:
-                        raise records.Interrupted(self.step, self.steps)
-            row = processes.agreed(fabric, self.finish(logs["test"]) if logs else None)
+            with self.watch:
+                with FeatureTap(self.network, loss.layers, capture=loss.capture) as tap, bar:
+                    for images, target in loader:
+                        values = self.train_step(images, target, tap)
+                        bar.update()
+                        self.seconds = time.perf_counter() - began
+                        if values and logs:
+                            logs["train"].write(self.step, values)
+                            bar.set_postfix(ce=f"{values['ce']:.3f}", gini=f"{values['gini']:.3f}")
+                        done = self.step == self.steps
+                        epoch, rest = divmod(self.step, self.per_epoch)
+                        due = train.eval_every and not rest and epoch % train.eval_every == 0
+                        if logs and (due or done):
+                            self.look(logs, done)
+                        # Also before the final test, which may be interrupted.
+                        if self.watch.asked or done or self.step % train.save_every == 0:
+                            self.save()
+                        self.stop_if_asked()
+                row = self.finish(logs["test"]) if logs else None
+                self.stop_if_asked()
+            row = processes.agreed(fabric, row)
             return cast(dict[str, Any], row)
         finally:
             for log in logs.values():
                 log.close()
+
+    def stop_if_asked(self) -> None:
+        if self.watch.asked:
+            raise records.Interrupted(self.step, self.steps)
 
     def train_step(self, images: Tensor, target: Tensor, tap: FeatureTap) -> dict[str, float]:
         """One optimizer step. Returns the values to log, if any."""
@@ -220,11 +227,18 @@ class Training:
             state = {name: tensor.clone() for name, tensor in self.tested().state_dict().items()}
             self.best = {"accuracy": values["accuracy"], "step": self.step, "state": state}
 
-    def evaluate(self, images: data.Images) -> dict[str, float]:
+    def evaluate(self, images: data.Images, final: bool = False) -> dict[str, float]:
         keys = data.in_order(images, TEST_BATCH)
-        batches = data.loader(images, keys, self.options.data.workers)
+        loader = data.loader(images, keys, self.options.data.workers)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in loader:
+                if final:  # earlier tests end first, because the checkpoint comes after them
+                    self.stop_if_asked()
+                yield batch
+
         return evaluate.evaluate(
-            self.tested(), batches, self.num_classes, self.options.loss, self.fabric.device
+            self.tested(), batches(), self.num_classes, self.options.loss, self.fabric.device
         )
 
     def tested(self) -> nn.Module:
@@ -233,7 +247,7 @@ class Training:
     def finish(self, log: records.Log) -> dict[str, Any] | FloatingPointError:
         if self.best is not None:
             self.tested().load_state_dict(self.best["state"])
-        result = self.evaluate(self.parts.test)
+        result = self.evaluate(self.parts.test, final=True)
         log.write(self.step, result)
         if broken := [name for name, value in result.items() if not math.isfinite(value)]:
             return FloatingPointError(

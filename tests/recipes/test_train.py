@@ -111,6 +111,40 @@ def test_an_interrupted_run_ends_in_the_same_weights(small, tmp_path, monkeypatc
     assert not (parts / records.CHECKPOINT).exists()
 
 
+@pytest.mark.parametrize("place", ["test", "write_result"])
+def test_a_run_stopped_in_or_after_the_final_test_tests_again(small, tmp_path, monkeypatch, place):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = small.options("caltech101", **STATEFUL)
+    expected = train.run(options, whole)
+    finish = train.Training.finish
+
+    def interrupted(self, log):
+        signal.raise_signal(signal.SIGTERM)
+        return finish(self, log)
+
+    def killed(*arguments):  # the row of the test is in test.csv
+        raise records.Interrupted(8, 8)
+
+    with monkeypatch.context() as patch:
+        if place == "test":
+            patch.setattr(train.Training, "finish", interrupted)
+        else:
+            patch.setattr(records, "write_result", killed)
+        with pytest.raises(records.Interrupted, match="after step 8 of 8"):
+            train.run(options, parts)
+    assert (parts / records.WEIGHTS).exists() == (place == "write_result")
+    with monkeypatch.context() as patch:
+        patch.delattr(train.Training, "train_step")  # no step is left
+        row = train.run(options, parts, resume=True)
+
+    assert same_bits(weights(whole), weights(parts))
+    for part in records.COLUMNS:
+        assert (whole / f"{part}.csv").read_text() == (parts / f"{part}.csv").read_text()
+    timed = ("seconds", "finished")
+    assert all(row[key] == expected[key] for key in row if key not in timed)
+    assert not (parts / records.CHECKPOINT).exists()
+
+
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     saved, broken = torch.save, []
 
@@ -171,6 +205,7 @@ def test_the_best_epoch_on_held_out_images_is_tested(tmp_path, monkeypatch):
 
     def told(model, batches, *arguments):
         networks.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        batches = [*batches]
         counted = sum(len(target) for _, target in batches)
         assert counted == (5 if len(networks) <= 4 else 1777)
         return evaluate(model, batches, *arguments) | {"accuracy": next(accuracies)}
