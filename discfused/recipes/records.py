@@ -14,6 +14,7 @@ import datetime
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import platform
@@ -57,6 +58,10 @@ class OtherRun(RuntimeError):
     """The folder contains another run than the requested one."""
 
 
+class Damaged(ValueError):
+    """A file of the run cannot be read, as after a crash of the machine."""
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM ended the run between two steps, or in the final test."""
 
@@ -87,7 +92,7 @@ def finished(folder: Path, options: Options, resume: bool) -> dict[str, Any] | N
                        "another --out")  # fmt: skip
     if not result.exists():
         return None
-    (row,) = read_rows(result)
+    row = read_rows(result)[0]
     same_run(row["options"] | {"seed": row["seed"]}, options, folder)
     return row
 
@@ -101,12 +106,21 @@ def same_run(stored: dict[str, Any], options: Options, folder: Path) -> None:
                        "pass the same options to continue it, or another --out")  # fmt: skip
 
 
-def checkpoint(folder: Path, options: Options, processes: int) -> dict[str, Any] | OtherRun | None:
-    """The checkpoint of the run, None without one, or OtherRun if it belongs to another run."""
+def checkpoint(
+    folder: Path, options: Options, processes: int
+) -> dict[str, Any] | OtherRun | Damaged | None:
+    """The checkpoint of the run, None without one, or the error if it cannot be continued."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    file = io.BytesIO(path.read_bytes())
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # of many types: the content is arbitrary
+        state = None
+    if not (isinstance(state, dict) and isinstance(state.get("options"), dict)):
+        return Damaged(f"{path} is damaged, or not a checkpoint of a run: delete it to start this "
+                       "run again")  # fmt: skip
     try:
         same_run(state["options"], options, folder)
     except OtherRun as error:
@@ -151,7 +165,14 @@ def write_result(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except ValueError:  # also of bytes that are not text
+        rows = []
+    if not rows or not all(isinstance(row, dict) and {"options", "seed"} <= {*row} for row in rows):
+        raise Damaged(f"{path} is damaged, expected a run in each line: delete it (a run without "
+                      "a result can start again)")  # fmt: skip
+    return rows
 
 
 class Log:

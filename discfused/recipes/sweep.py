@@ -58,6 +58,9 @@ def run(
                     already += 1
             except records.InUse:
                 elsewhere += 1
+            except records.Damaged as error:  # once its file is deleted, it can run
+                failed += 1
+                print(f"{folder.name}: {error}", flush=True)
             except FloatingPointError as error:
                 failed += 1
                 print(f"{folder.name}: {error}", flush=True)
@@ -76,3 +79,4 @@ def _remember(options: Options, folder: Path, why: str) -> None:
     if fabric.is_global_zero:
         where = records.environment(fabric.device, fabric.world_size)
         records.write_result(folder, options, {"failed": why}, where)
+        (folder / records.CHECKPOINT).unlink(missing_ok=True)

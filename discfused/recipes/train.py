@@ -40,6 +40,7 @@ def run(options: Options, folder: Path, *, resume: bool = False) -> dict[str, An
     Raises:
         records.InUse: another process runs in this folder.
         records.OtherRun: the folder contains another run, or `resume` is missing.
+        records.Damaged: the checkpoint or the result cannot be read.
         FloatingPointError: the loss is not finite.
         records.Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
@@ -69,7 +70,7 @@ def _look(
         held.enter_context(records.lock(folder))
         row = records.finished(folder, options, resume)
         return FloatingPointError(row["failed"]) if row and "failed" in row else row
-    except RuntimeError as error:
+    except (RuntimeError, records.Damaged) as error:
         return error
 
 

@@ -3,6 +3,7 @@
 import recipe_cases
 
 # isort: split
+import io
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.fabric import accelerators
 
 from discfused import cli
@@ -121,6 +123,42 @@ def test_a_run_that_diverges_is_a_result_and_not_the_end(tmp_path):
     options = sweep.cells(grid, changes, seed=0)[0]
     with pytest.raises(FloatingPointError, match="the loss is"):
         train.run(options, tmp_path / records.name(options), resume=True)
+
+
+def test_a_run_that_fails_in_its_final_test_leaves_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Training, "check_finite", lambda *arguments: None)
+    changes = {**CHANGES, "train.clip": None, "train.lr": 1e30}
+    assert sweep.run(recipe(["ce"]), 1, tmp_path, changes) == "0 runs done, 0 were there, 1 failed"
+    assert [*tmp_path.glob("*/result.jsonl")] and not [*tmp_path.glob("*/checkpoint.pt")]
+
+
+def damaged(kind):
+    if kind == "foreign":
+        file = io.BytesIO()
+        torch.save({"weight": torch.zeros(3)}, file)
+        return file.getvalue()
+    return {"empty": b"", "random": bytes(range(256)) * 9, "torn": b"PK\3\4" + bytes(99)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "random", "torn", "foreign"])
+def test_a_damaged_checkpoint_costs_one_run_of_a_sweep(tmp_path, capsys, kind):
+    folder = tmp_path / records.name(sweep.cells(recipe(), CHANGES, seed=0)[0])
+    folder.mkdir()
+    (folder / records.CHECKPOINT).write_bytes(damaged(kind))
+    assert sweep.run(recipe(), 1, tmp_path, CHANGES) == "1 runs done, 0 were there, 1 failed"
+    assert f"{folder / records.CHECKPOINT} is damaged, or not a" in capsys.readouterr().out
+    (folder / records.CHECKPOINT).unlink()  # as the message says
+    assert sweep.run(recipe(), 1, tmp_path, CHANGES) == "1 runs done, 1 were there"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0, "opti', b"\xff\xfe", b"3\n", b"{}\n"])
+def test_a_damaged_result_is_named(tmp_path, capsys, content):
+    result = tmp_path / records.RESULT
+    result.write_bytes(content)
+    for command in ["train", "--data", "digits", *TINY, "--resume", "--out"], ["table"]:
+        assert cli.main([*command, str(tmp_path)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"discfused: {result} is damaged") and error.count("\n") == 1
 
 
 def test_the_three_commands(tmp_path, monkeypatch, capsys):
