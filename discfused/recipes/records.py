@@ -175,6 +175,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def save(state: dict[str, Any], path: Path) -> None:
+    """torch.save, atomically. On a full disk its own writer raises an error about positions."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    write_atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()))
+
+
 class Log:
     """Logs to a CSV file and TensorBoard, by step. Rows after `start` are deleted first."""
 

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from discfused import FeatureTap, FusedDiscLoss
-from discfused._files import write_atomically
 from discfused._interrupt import Watch
 from discfused.recipes import data, evaluate, models, optimization, processes, records
 from discfused.recipes.options import Options, identity
@@ -256,7 +255,7 @@ class Training:
                 "lower train.lr or train.clip"
             )
         state = {name: tensor.cpu() for name, tensor in self.tested().state_dict().items()}
-        write_atomically(self.folder / records.WEIGHTS, lambda path: torch.save(state, path))
+        records.save(state, self.folder / records.WEIGHTS)
         if self.best is not None:
             result |= {"best_epoch": math.ceil(self.best["step"] / self.per_epoch),
                        "validation_accuracy": self.best["accuracy"]}  # fmt: skip
@@ -281,7 +280,7 @@ class Training:
             "best": self.best,
             "average": None if self.average is None else self.average.state_dict(),
         }
-        write_atomically(self.folder / records.CHECKPOINT, lambda path: torch.save(state, path))
+        records.save(state, self.folder / records.CHECKPOINT)
 
     def load(self) -> None:
         # From rank 0's folder, which may be missing on other machines.

@@ -4,6 +4,7 @@ import recipe_cases
 
 # isort: split
 import csv
+import errno
 import itertools
 import json
 import os
@@ -11,11 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from discfused import cli
 from discfused.recipes import models, processes, records, train
 from discfused.recipes.options import flat
 from recipe_cases import (  # noqa: F401 (one_thread is a fixture)
@@ -34,6 +37,10 @@ STATEFUL = {
     "train.lr_schedule": "one-cycle", "loss.ramp": 0.5, "train.eval_every": 1,
     "train.select": "best", "data.validation": 5, "data.samples_per_class": 2,
 }  # fmt: skip
+
+
+TINY = ["--data", "digits", "--accelerator", "cpu", "--set", "model.width=0.125",
+        "--set", "data.train_per_class=20"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -145,22 +152,25 @@ def test_a_run_stopped_in_or_after_the_final_test_tests_again(small, tmp_path, m
     assert not (parts / records.CHECKPOINT).exists()
 
 
-def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
-    saved, broken = torch.save, []
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch, capsys):
+    written, write = [], Path.write_bytes
 
-    def breaking_save(state, path):
-        if "step" in state and state["step"] == 2:
-            saved(state, path)
-            path.write_bytes(path.read_bytes()[:100])
-            broken.append(path)
-            raise OSError("No space left on device")
-        saved(state, path)
+    def full_disk(path, content):
+        written.append(path)
+        if len(written) == 2:
+            write(path, bytes(content)[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
 
-    options = run_options(changes={"train.save_every": 1, "train.epochs": 2})
-    monkeypatch.setattr(torch, "save", breaking_save)
-    with pytest.raises(OSError, match="No space left"):
-        train.run(options, tmp_path)
-    assert broken and torch.load(tmp_path / records.CHECKPOINT, weights_only=True)["step"] == 1
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    run = ["train", *TINY, "--set", "train.save_every=1", "--out", str(tmp_path)]
+    assert cli.main(run) == 1
+    checkpoint = tmp_path / records.CHECKPOINT
+    assert f"discfused: [Errno 28] No space left on device: '{checkpoint}'\n" in (
+        capsys.readouterr().err.splitlines(keepends=True)
+    )
+    assert torch.load(checkpoint, weights_only=True)["step"] == 1
+    assert not [*tmp_path.glob(".*.pt")]
 
 
 def test_a_folder_holds_one_run(tmp_path):
@@ -260,10 +270,6 @@ def command(*arguments, **keywords):
         [sys.executable, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, **keywords,
     )  # fmt: skip
-
-
-TINY = ["--data", "digits", "--accelerator", "cpu", "--set", "model.width=0.125",
-        "--set", "data.train_per_class=20"]  # fmt: skip
 
 
 def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path):
