@@ -22,3 +22,14 @@ def test_gini_is_measured_whatever_impurity_the_run_trains_with():
         loss = run_options(changes={"loss.impurity": impurity}).loss
         measured = evaluate(model, batches, 3, loss, torch.device("cpu"))
         assert measured["gini"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_accuracy_of_classes_without_images_does_not_count():
+    """Class 0: one of two right. Class 1: right. Class 2: only predicted. Class 3: nowhere."""
+    answers = torch.eye(4)[[0, 2, 1]]
+    batches = [(answers, torch.tensor([0, 0, 1]))]
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(4))
+    measured = evaluate(model, batches, 4, run_options().loss, torch.device("cpu"))
+    assert measured["class_accuracy"] == 75.0 and measured["accuracy"] == 66.6667
