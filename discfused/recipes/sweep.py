@@ -28,6 +28,8 @@ def cells(recipe: dict[str, Any], changes: dict[str, object], seed: int) -> list
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise ValueError(f"sweep.{name} is {values!r}, expected a list of values")
+        if "seed" in grid or "seed" in changes:
+            raise ValueError("seed is set by --seeds and --first-seed")
         for values in itertools.product(*grid.values()):
             combination = dict(zip(grid, values, strict=True))
             options = parse(recipe, combination | changes | {"seed": seed})

@@ -209,6 +209,8 @@ def test_a_grid_in_place_of_the_recipes(tmp_path):
         (["sweep", "digits", "--seeds", "0"], "--seeds is 0, expected at least 1"),
         (["sweep", "digits", "--first-seed", "-1"], "--first-seed is -1, expected at least 0"),
         (["sweep", "digits", "--grid", "seed"], "--grid is 'seed', expected OPTION=VALUE"),
+        (["sweep", "digits", "--grid", "seed=[3]"], "seed is set by --seeds and --first-seed"),
+        (["sweep", "digits", "--set", "seed=3"], "seed is set by --seeds and --first-seed"),
         (["sweep", "digits", "--grid", "train.lr=0.1"], "sweep.train.lr is 0.1, expected a list"),
         (["train", "--data", "digits", "--set", "train.lr=[1"], "--set train.lr is not valid YAML"),
         (["train", "--recipe", "cut.yaml"], "recipe 'cut.yaml' is not valid YAML: line 2, column"),
