@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from lightning.fabric import Fabric
 
+from discfused import backends
 from discfused.recipes.options import Options
 
 
@@ -12,7 +13,7 @@ def launch(options: Options) -> Fabric:
     """Starts Fabric with the number of processes in torchrun's environment.
 
     Raises:
-        ValueError: the accelerator is not there.
+        ValueError: the accelerator is not there, or the backend cannot run on it.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -27,6 +28,10 @@ def launch(options: Options) -> Fabric:
     except RuntimeError as error:
         raise ValueError(f"train.accelerator is {options.train.accelerator!r}, but PyTorch has "
                          f"none here, expected auto or cpu: {error}") from error  # fmt: skip
+    try:
+        backends.resolve(fabric.device.type, options.loss.backend)
+    except RuntimeError as error:  # its other lines report on all backends, as doctor does
+        raise ValueError(str(error).partition("\n")[0]) from error
     fabric.launch()
     return fabric
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.fabric import accelerators
 
-from discfused import cli
+from discfused import backends, cli
 from discfused.recipes import processes, records, sweep, table, train
 from discfused.recipes.options import read
 from recipe_cases import one_thread, run_options  # noqa: F401 (a fixture)
@@ -217,6 +217,8 @@ def test_a_grid_in_place_of_the_recipes(tmp_path):
         (["train", "--recipe", "picture.yaml"], "recipe 'picture.yaml' is not valid YAML: "),
         (["train", "--data", "digits", "--accelerator", "gpu"], "train.accelerator is 'gpu', but"),
         (["sweep", "digits", "--accelerator", "mps"], "train.accelerator is 'mps', but"),
+        (["train", "--data", "digits", "--set", "loss.backend=triton"], "backend is 'triton', but"),
+        (["sweep", "digits", "--set", "loss.backend=fast"], "backend is 'fast', expected one of"),
         (["sweep", "flat.yaml"], "sweep is 'loss.name', expected OPTION: LIST"),
         (["sweep", "nowhere.yaml"], "expected a YAML file, or one of caltech101"),
         (["table", "."], "has no results"),
@@ -232,6 +234,18 @@ def test_mistakes_end_with_one_line(tmp_path, monkeypatch, capsys, arguments, me
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("discfused: ") and "\n" not in error
+
+
+def test_a_backend_of_the_environment_that_cannot_run_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "triton")
+    backends._resolved.cache_clear()
+    try:
+        assert cli.main(["train", "--data", "digits", *TINY, "--out", str(tmp_path)]) == 1
+    finally:
+        backends._resolved.cache_clear()
+    error = capsys.readouterr().err
+    assert error.startswith("discfused: DISCFUSED_BACKEND is 'triton', but it cannot run here: ")
+    assert error.count("\n") == 1 and not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
