@@ -143,6 +143,9 @@ class Options:
         if self.loss.start >= 1 and self.loss.start % 1:
             raise ValueError(f"loss.start is {self.loss.start}, expected a fraction of the "
                              "training below 1, or a whole number of epochs")  # fmt: skip
+        if self.loss.capture == "input" and self.loss.layers is None:
+            raise ValueError("loss.layers is null, expected names of layers for the loss.capture "
+                             "input: null is the input of the last linear layer")  # fmt: skip
         if self.train.lr_schedule == "step" and self.train.lr_steps is None:
             raise ValueError("train.lr_steps is null, expected a list of epochs for the "
                              "train.lr_schedule step")  # fmt: skip

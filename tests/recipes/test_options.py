@@ -55,6 +55,7 @@ def test_the_papers_table_is_one_recipe():
         ({"loss.start": 1.5}, ValueError, "loss.start is 1.5, expected a fraction of the training"),
         ({"train.lr_schedule": "step"}, ValueError, "train.lr_steps is null, expected a list"),
         ({"train.lr_steps": [60.5]}, TypeError, "train.lr_steps is .60.5., expected"),
+        ({"loss.capture": "input"}, ValueError, "loss.layers is null, expected names of layers"),
         ({"train.select": "best"}, ValueError, "is best, expected data.validation images"),
         ({"data.samples_per_class": 3}, ValueError, "is 3, expected a divisor of"),
     ],
