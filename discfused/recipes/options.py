@@ -7,6 +7,7 @@ completely; `discfused/recipes/*.yaml` are examples. The section `sweep` lists c
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ AT_LEAST = {
     "train.eval_every": 0, "train.save_every": 1, "seed": 0,
 }  # fmt: skip
 AT_MOST = {"model.width": 4, "model.dropout": 0.99, "loss.label_smoothing": 1, "loss.ramp": 1,
-           "train.lr_warmup": 1, "train.momentum": 1, "train.ema": 1}  # fmt: skip
+           "train.lr_warmup": 1, "train.momentum": 1, "train.ema": 1,
+           "data.validation_seed": 2**63 - 1, "seed": 2**63 - 1}  # fmt: skip
 
 
 def no_effect(**keywords: Any) -> Any:
@@ -277,6 +279,8 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(CHOICES[name])}")
     if value is None:
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number")
     if name in AT_LEAST and not value >= AT_LEAST[name]:
         raise ValueError(f"{name} is {value}, expected at least {AT_LEAST[name]}")
     if name in AT_MOST and not value <= AT_MOST[name]:

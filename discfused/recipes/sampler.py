@@ -83,7 +83,8 @@ class Batches:
 
     def plan(self, epoch: int) -> Tensor:
         """[steps_per_epoch, world_size, batch_size] indices, equal in every process."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        drawn_by = (self.seed * 1_000_003 + epoch) % 2**63
+        generator = torch.Generator().manual_seed(drawn_by)
         shape = self.steps_per_epoch, self.world_size, self.batch_size
         count = shape[0] * shape[1]
         if self.samples_per_class is None:

@@ -173,7 +173,7 @@ class Training:
         options, fabric = self.options, self.fabric
         # A seed for each step (for dropout etc.), so a checkpoint needs no generator state.
         step_of_rank = self.step * fabric.world_size + fabric.global_rank
-        torch.manual_seed(options.seed * 1_000_003 + step_of_rank)
+        torch.manual_seed((options.seed * 1_000_003 + step_of_rank) % 2**63)
         weights = optimization.term_weights(options.loss, self.step, self.steps, self.per_epoch)
         self.criterion.gini_weight, self.criterion.kl_weight = weights
         logits = self.model(images)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import discfused
-from discfused.recipes import sweep
+from discfused.recipes import sweep, train
 from discfused.recipes.options import Options, flat, identity, parse, read
 from recipe_cases import run_options
 
@@ -55,6 +55,11 @@ def test_the_papers_table_is_one_recipe():
         ({"loss.start": 1.5}, ValueError, "loss.start is 1.5, expected a fraction of the training"),
         ({"train.lr_schedule": "step"}, ValueError, "train.lr_steps is null, expected a list"),
         ({"train.lr_steps": [60.5]}, TypeError, "train.lr_steps is .60.5., expected"),
+        ({"loss.gini_weight": "inf"}, ValueError, "loss.gini_weight is inf, expected a finite"),
+        ({"train.lr": float("inf")}, ValueError, "train.lr is inf, expected a finite number"),
+        ({"train.clip": float("nan")}, ValueError, "train.clip is nan, expected a finite number"),
+        ({"seed": 2**63}, ValueError, f"seed is {2**63}, expected at most {2**63 - 1}"),
+        ({"data.validation_seed": 2**63}, ValueError, "expected at most 9223372036854775807"),
         ({"loss.capture": "input"}, ValueError, "loss.layers is null, expected names of layers"),
         ({"train.select": "best"}, ValueError, "is best, expected data.validation images"),
         ({"data.samples_per_class": 3}, ValueError, "is 3, expected a divisor of"),
@@ -63,6 +68,12 @@ def test_the_papers_table_is_one_recipe():
 def test_a_wrong_option_is_an_error_that_names_it(changes, error, message):
     with pytest.raises(error, match=message):
         parse(read(Path("digits")), changes)
+
+
+def test_the_largest_seed_trains(tmp_path):
+    seeds = {"seed": 2**63 - 1, "data.validation_seed": 2**63 - 1}
+    changes = {"data.samples_per_class": 2, "data.validation": 5}
+    assert train.run(run_options(changes={**seeds, **changes}), tmp_path)["steps"] == 1
 
 
 def test_an_option_left_out_is_an_error():
