@@ -28,13 +28,14 @@ ROWS = [
     ["reference.py", "backends/"],
     ["_batch.py"],
     ["_cross_entropy.py", "_inputs.py"],
+    ["_class_sums.py"],
     [
-        "_class_sums.py",
         "_commit.py",
         "_definitions.py",
         "_extras.py",
         "_files.py",
         "_interrupt.py",
+        "_modes.py",
         "_version.py",
     ],
 ]
