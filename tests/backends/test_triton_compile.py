@@ -16,6 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: nothing can be compiled", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
+import triton
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.launches import (
@@ -27,6 +28,11 @@ from benchmarks.launches import (
     signature,
 )
 from benchmarks.sass import Code, in_flight
+
+RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
+if RELEASE < (3, 3):
+    pytest.skip("Triton before 3.3 compiles by another interface", allow_module_level=True)
+OLD = RELEASE < (3, 6)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -114,6 +120,8 @@ PARKED = 16  # bytes
 
 @pytest.mark.parametrize(("dtype", "target"), [*SAMPLE, *SLOW])
 def test_every_kernel_compiles_and_spills_no_more_than_is_parked(dtype, target):
+    if target == "gfx942" and OLD:
+        pytest.skip("Triton before 3.6 links code for AMD by ROCm's own linker")
     spills = []
     for name in variants(dtype):
         used = code(dtype, name, target)
@@ -137,6 +145,7 @@ FEW_BYTES = {"compare_rows_kernel", "merge_rows_kernel"}  # labels, from cache
 FROM_L2 = {"whole_terms_kernel"}
 
 
+@pytest.mark.skipif(OLD, reason="how many loads are in flight changes with Triton's release")
 @pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])
 def test_loads_are_in_flight_together(dtype):
     """A loop whose loads wait for one another reaches a third of the speed of memory."""
