@@ -16,6 +16,7 @@ from torch import Tensor
 
 from discfused._class_sums import resolve_group
 from discfused._definitions import ACTIVATIONS, IMPURITIES
+from discfused._modes import in_transform
 
 if TYPE_CHECKING:  # some builds of PyTorch have no torch.distributed
     from torch.distributed import ProcessGroup
@@ -147,7 +148,7 @@ def readable(tensor: Tensor, waiting: bool = False) -> bool:
         (tensor.device.type == "cpu" or (waiting and tensor.device.type != "meta"))
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not in_transform()
         and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
     )
 

@@ -102,8 +102,8 @@ def named(backend: str) -> Operators:
 
 
 # ---------------------------------------------------------------- autograd of Triton's operators
-# csrc/autograd.cpp is the same for the others. By hand: what torch.library.register_autograd makes
-# of such a formula looks for tensors in all arguments, a quarter of the host's time of a step.
+# csrc/autograd.cpp is the same for the others. `register_autograd` would make the same of two plain
+# functions, but it searches all arguments for tensors at every call, which takes the host's time.
 
 _triton = named("triton")
 

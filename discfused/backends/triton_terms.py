@@ -1,8 +1,8 @@
 """Triton kernels from the table to the terms, and to what backward needs of them.
 
 coef, flat: of every column 1 / T (0 if dead), s2, 2 f / D, and sum_k A_k P_kj / L; then A_s / L
-of every slot. column_terms_kernel reads columns of H. Where one tile holds all slots, it leaves the
-part of q that its columns have beside its other sums, and whole_terms_kernel does the rest. More
+of every slot. column_terms_kernel reads columns of H. Where slots are few, it leaves the part
+of q that its columns have beside its other sums, and whole_terms_kernel does the rest. More
 slots are divided among programs: slot_terms_kernel reads rows of H, for q and then for the
 projection, and finish_kernel adds up.
 """
@@ -72,9 +72,9 @@ def column_terms_kernel(
     WHOLE: tl.constexpr, IMPURITY: tl.constexpr,
     SLOTS: tl.constexpr, COLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """_feature_terms of COLS columns. column_sums [programs, 2] gets their two sums; where a tile
-    holds all slots (WHOLE), [programs, 2 + S], that of P for every slot, too. A table of more slots
-    is read a second time, from L2 as far as it fits: H^2 itself could overflow, and vanish."""
+    """_feature_terms of COLS columns. column_sums [programs, 2] gets their two sums; where
+    slots are few (WHOLE), [programs, 2 + S], that of P for every slot, too. A table of more than
+    SLOTS is read a second time, from L2 as far as it fits: H^2 could overflow, and vanish."""
     columns, inside = _columns(tl.program_id(0), D, COLS)
     first = tl.full([], SLOTS, tl.int32)  # a literal cannot change
     tile, present = _read_column_tile(table, weight, 0, columns, inside, S, D, SLOTS)

@@ -31,7 +31,8 @@ def inspect(options: Inspection, out: Path) -> Report:
 
     Raises:
         FileNotFoundError: a folder holds no run.
-        ValueError: runs with different classes, or without this part; damaged weights.
+        ValueError: runs with different classes, or without this part.
+        records.Damaged: the weights of a run cannot be read.
     """
     recipes = [_recipe(folder, options.changes) for folder in options.folders]
     require_writable("out", out)
@@ -98,7 +99,7 @@ def _network(folder: Path, recipe: Options, num_classes: int) -> nn.Module:
         if classes == num_classes:
             network.load_state_dict(state)
     except Exception as error:  # of any kind, as the damage has it
-        raise ValueError(
+        raise records.Damaged(
             f"{path} cannot be read ({type(error).__name__}), expected weights of "
             f"{recipe.model.name!r}: it is damaged or of another run"
         ) from error

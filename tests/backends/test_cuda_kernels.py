@@ -217,3 +217,12 @@ def test_labels_out_of_range(on_host):
     ):
         disc_terms(torch.randn(40, 5), y, 10, backend="cuda")
     disc_terms(torch.randn(40, 5), labels(40, 10), 10, backend="cuda")  # and then all is well
+
+
+def test_the_prior_is_checked_before_it_is_used(on_host):
+    """As a range of indices: beyond it, a GPU could not be used any more."""
+    rows = torch.ops.discfused.cuda_rows_flagged(
+        torch.arange(4), None, 9, -100, torch.float32, torch.zeros(1, dtype=torch.int32)
+    )
+    with pytest.raises(ValueError, match="prior"):
+        torch.ops.discfused.cuda_terms(torch.rand(4, 3), rows, 9, torch.ones(2), 0, 0, 1.0, 1.0)

@@ -15,7 +15,7 @@ import torch
 
 import discfused
 from discfused import backends
-from discfused.backends import triton_runtime
+from discfused.backends import bad_labels, triton_runtime
 
 HERE = Path(__file__).parent
 
@@ -81,6 +81,29 @@ def test_it_is_what_cuda_tensors_get(monkeypatch):
     monkeypatch.setattr(type(backend), "unavailable", lambda self: "no GPU here")
     name, reasons = backends.preferred("cuda")
     assert name != "triton" and "triton: no GPU here" in reasons
+
+
+def test_a_report_of_bad_labels_names_one_if_it_can(monkeypatch):
+    labels = bad_labels.BadLabels(torch.device("cpu"))
+    target = torch.tensor([0, 7, 1])
+    message = "2 labels were out of range in a batch on cpu"
+    labels.watch(target, 3, -100)
+    labels.flag[0] = 1
+    with pytest.raises(IndexError, match=r"target\[1\] is 7, .* in a batch on cpu"):
+        labels.check()
+    labels.check()
+    labels.flag[0] = 2  # of others than that batch
+    with pytest.raises(IndexError, match=message):
+        labels.check()
+
+    def overwritten(*arguments, **options):
+        raise RuntimeError("accessing tensor output of CUDAGraphs that has been overwritten")
+
+    monkeypatch.setattr(bad_labels._batch, "check_labels", overwritten)
+    labels.watch(target, 3, -100)
+    labels.flag[0] = 2
+    with pytest.raises(IndexError, match=message):
+        labels.check()
 
 
 def test_bad_labels_of_the_last_batch_are_told_when_python_ends():
