@@ -1,4 +1,4 @@
-"""Discriminability-enforcing losses: every feature of a network fires for one class."""
+"""Discriminability-enforcing losses: the features of a network fire for fewer classes."""
 
 from discfused._class_sums import ClassSums
 from discfused._version import __version__
