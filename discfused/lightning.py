@@ -68,10 +68,17 @@ class LogDiscriminability(Callback):
     ):
         if (every := _inputs.integer("every", every)) < 0:
             raise ValueError(f"every is {every}, expected a number of epochs, or 0 for no heat map")
+        if isinstance(layers, (list, tuple)):
+            raise TypeError(
+                f"layers is a {type(layers).__name__}, expected one layer: add a callback for "
+                "each, with its own prefix"
+            )
         self.layers, self.every, self.model, self.prefix = layers, every, model, prefix
         self.num_classes, self.class_names = num_classes, class_names
         self.capture, self.activation = capture, activation
-        self.feature_dim = feature_dim or (-1 if layers is None else 1)
+        if feature_dim is None:
+            feature_dim = -1 if layers is None else 1
+        self.feature_dim = feature_dim
         self.options: dict[str, Any] = {
             "activation": activation,
             "prior": prior,

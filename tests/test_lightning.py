@@ -221,3 +221,10 @@ def run_in_two_processes(code, folder):
 def test_bad_options():
     with pytest.raises(ValueError, match="every is -1, expected a number of epochs, or 0"):
         LogDiscriminability(every=-1)
+    with pytest.raises(TypeError, match="layers is a list, expected one layer"):
+        LogDiscriminability(["net", "head"])
+
+
+def test_the_first_dimension_holds_no_features(tmp_path):
+    with pytest.raises(ValueError, match="feature_dim is 0"):
+        fit(Training(), LogDiscriminability(feature_dim=0), tmp_path)
