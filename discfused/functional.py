@@ -193,10 +193,11 @@ def disc_terms(
         activation: phi, how strongly a feature fires: "abs" (the paper's) or "relu".
         impurity: "gini" (the paper's) or "collision" (ours), the normalised Renyi entropy of order
             2: (1/D) sum_j -log(sum_c P_cj^2) / log K, with K the number of classes in the batch. It
-            is 0 if K < 2, and 1 for a dead feature. With many classes the gradient of Gini almost
+            is 0 if K < 2, else 1 for a dead feature. With many classes the gradient of Gini almost
             vanishes; the gradient of collision does not.
         prior: pi, the distribution of the classes: "batch" (the paper's), "uniform", or a tensor
-            [C] of numbers >= 0 (divided by its sum).
+            [C] of numbers >= 0 (divided by its sum). A class with pi_c > 0 that is absent from the
+            batch adds pi_c log(pi_c / 1e-10), about 20 pi_c, to kl, and no gradient.
         feature_dim: the dimension of `features` that counts features; -1 for tokens [N, T, D].
         process_group: "world" or a torch.distributed.ProcessGroup (ours). The terms are computed
             for the batches of all its processes together, and are equal on all of them. Forward

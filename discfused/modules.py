@@ -38,9 +38,9 @@ class FusedDiscLoss(nn.Module):
     `logits` (add the cross-entropy of auxiliary logits yourself). An attached criterion uses the
     features of the forward pass that computed these logits, and raises an error if it has none.
 
-    Args: the keywords of `fused_disc_loss`, which the constructor checks. sample_weight belongs to
-    a batch and is an argument of the call. All others are attributes and can be set at any time (a
-    tensor as prior only to another tensor).
+    Args: the keywords of `fused_disc_loss`, which the constructor checks (backend: the first call).
+    sample_weight and class_sums belong to a batch and are arguments of the call. All others are
+    attributes and can be set at any time (a tensor as prior only to another tensor).
 
     The criterion has no parameters and adds nothing to a state_dict. Class weights and a prior
     tensor move with `.to(device)`.
