@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from discfused import backends
+from discfused import _inputs, backends
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
 
@@ -22,10 +22,10 @@ def warmup(
     """Compile the kernels of the Triton backend before training, for features of these shapes.
 
     Triton compiles a kernel when it first runs, which takes a second or two each, and keeps it on
-    disk (TRITON_CACHE_DIR; put it on a disk of the node's own). One run forward and back on random
-    numbers does that here, for each shape and dtype; nothing is timed or chosen, so all processes
-    of a group end up with the same kernels. Kernels do not depend on the exact N and C: a shape
-    stands for all batches of its order of size with the same D.
+    disk (TRITON_CACHE_DIR: choose a disk of this machine). This function runs forward and backward
+    once on random numbers, for each shape and dtype. Nothing is timed, so all processes of a group
+    get the same kernels. They do not depend on the exact N and C: a shape stands for all batches of
+    similar size with the same D. The kernels for class probabilities are left out.
 
     Args:
         shapes: [(N, D), ...] of contiguous features.
@@ -36,11 +36,13 @@ def warmup(
         sample_weight: whether there will be sample weights.
 
     Raises:
+        ValueError: no such activation or impurity.
         RuntimeError: the Triton backend cannot run on such a device.
     """
+    act = ACTIVATIONS.index(_inputs.one_of("activation", activation, ACTIVATIONS))
+    measure = IMPURITIES.index(_inputs.one_of("impurity", impurity, IMPURITIES))
     device = torch.device(device)
     backend: Any = backends.get(backends.resolve(device.type, "triton"))
-    act, measure = ACTIVATIONS.index(activation), IMPURITIES.index(impurity)
     for N, D in shapes:
         target = torch.randint(0, num_classes, (N,), device=device)
         for dtype in dtypes:

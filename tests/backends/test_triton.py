@@ -51,6 +51,12 @@ def test_without_triton_it_says_what_to_install(monkeypatch, without_cache):
         discfused.disc_terms(torch.rand(4, 2), torch.zeros(4).long(), 2, backend="triton")
 
 
+@pytest.mark.parametrize("name", ["activation", "impurity"])
+def test_warmup_of_what_is_not_there(name):
+    with pytest.raises(ValueError, match=f"{name} is 'tanh', expected one of"):
+        discfused.warmup([(4, 2)], **{name: "tanh"})
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, without_cache):
     monkeypatch.setitem(sys.modules, "triton", object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
