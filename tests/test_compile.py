@@ -1,5 +1,8 @@
 """torch.compile: no graph break, few graphs, and the same numbers as eager mode."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,6 +222,23 @@ def test_features_of_another_compiled_pass_are_refused():
     with pytest.raises(RuntimeError, match="no features were captured"):
         criterion(logits, y)
     assert criterion(fast(x), y).isfinite()
+
+
+@pytest.mark.parametrize("how", ["eager", "aot_eager"])
+def test_two_losses_of_one_compiled_pass(how):
+    """As mixup is often written: lam * criterion(logits, a) + (1 - lam) * criterion(logits, b)."""
+    model, (x, y) = Net(), batch()
+    criterion = FusedDiscLoss.attach(fast := torch.compile(model, backend=how, fullgraph=True))
+    expected = criterion(model(x), y)
+    for _ in range(2):
+        logits = fast(x)
+        for _ in range(3):
+            torch.testing.assert_close(criterion(logits.double(), y).float(), expected)
+        torch.testing.assert_close(criterion(logits, y), expected)
+    kept = weakref.ref(criterion.tap.take(logits))
+    del logits
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_compiled_training_step(backend):
