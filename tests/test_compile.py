@@ -241,24 +241,6 @@ def test_two_losses_of_one_compiled_pass(how):
     assert kept() is None
 
 
-def test_a_compiled_training_step(backend):
-    """Model, tap and criterion in one graph."""
-    model, (x, y) = Net(), batch()
-    criterion = FusedDiscLoss.attach(model, backend=backend)
-    expected = criterion(model(x), y)
-
-    def step(x, y):
-        return criterion(model(x), y)
-
-    function, counter = compiled(step)
-    for _ in range(3):
-        loss = function(x, y)
-        loss.backward()
-    torch.testing.assert_close(loss, expected)
-    assert counter.frame_count == 1
-    assert criterion.tap._passes.compiled == [None]
-
-
 def test_inductor(backend, monkeypatch, tmp_path):
     """Forward and backward with the default compiler. Its cache is new, because cache entries of
     another version of this library have the same operator names."""

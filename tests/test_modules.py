@@ -97,16 +97,6 @@ def test_repr_shows_the_options():
     assert "impurity='collision'" in repr(FusedDiscLoss(impurity="collision"))
 
 
-def test_the_features_of_a_tapped_linear_are_in_its_last_dimension():
-    head = torch.nn.Linear(D, C)  # scores every token
-    tokens = torch.randn(N, 3, D, requires_grad=True)
-    criterion = FusedDiscLoss.attach(head)
-    loss = criterion(head(tokens).mean(1), TARGET)
-    expected = fused_disc_loss(head(tokens).mean(1), TARGET, tokens, feature_dim=-1)
-    assert loss == expected != fused_disc_loss(head(tokens).mean(1), TARGET, tokens)
-    assert FusedDiscLoss.attach(head, feature_dim=1).feature_dim == 1
-
-
 class Outputs(NamedTuple):
     """Outputs like those of GoogLeNet and transformers."""
 

@@ -266,4 +266,5 @@ def test_one_graph_for_any_batch_size(backend, what):
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(gradients(loss, model), gradients(expected, model))
     assert counter.frame_count <= 2 + OLD  # of one batch size, and of any
+    assert criterion.tap._passes.compiled == [None]
     torch.compiler.reset()

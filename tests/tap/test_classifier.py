@@ -182,6 +182,7 @@ def test_a_head_that_scores_every_token(rows, grad):
             y = torch.arange(len(out)) % C
             expected = fused_disc_loss(out, y, features, feature_dim=-1)
             assert criterion(out, y) == expected
+    assert FusedDiscLoss.attach(model, feature_dim=1).feature_dim == 1
 
 
 def test_deep_copies_find_it_again():

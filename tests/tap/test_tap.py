@@ -1,30 +1,16 @@
 """FeatureTap and the attached criterion: layers, captures, errors, copies, in-place layers."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from discfused import FeatureTap, FusedDiscLoss, disc_terms, fused_disc_loss
+from discfused import FeatureTap, FusedDiscLoss, disc_terms
 from models import CLASSES, Net, Recurrent, batch
 
 MISSING = "no features were captured"
-
-
-def test_attached_equals_explicit():
-    model, (x, y) = Net(), batch()
-    criterion = FusedDiscLoss.attach(model)
-    criterion(model(x), y).backward()
-    attached = [p.grad.clone() for p in model.parameters()]
-    criterion.tap.remove()
-    model.zero_grad()
-    features = model.blocks(model.stem(x)).mean((2, 3))
-    fused_disc_loss(model.fc(features), y, features).backward()
-    torch.testing.assert_close(attached, [p.grad for p in model.parameters()])
 
 
 def test_named_layers_and_captures():
@@ -141,18 +127,6 @@ def test_explicit_features_win_over_the_tap():
     torch.testing.assert_close(criterion.terms.gini, disc_terms(features, y, CLASSES).gini)
 
 
-def test_two_criteria_on_one_model_do_not_know_of_each_other():
-    model, (x, y) = Net(), batch()
-    first, second = FusedDiscLoss.attach(model), FusedDiscLoss.attach(model, ["stem", "blocks"])
-    logits = model(x)
-    first(logits, y)
-    second(logits, y)
-    assert first.terms.gini != second.terms.gini
-    first.tap.remove()
-    logits = model(x)
-    second(logits, y)
-
-
 def test_eval_and_no_grad():
     model, (x, y) = Net().eval(), batch()
     criterion = FusedDiscLoss.attach(model).eval()
@@ -177,39 +151,24 @@ def test_the_model_is_unchanged_and_remove_restores_it():
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpointing(use_reentrant):
-    model, (x, y) = Net(use_reentrant), batch()
-    plain = copy.deepcopy(model)
-    plain.use_reentrant = None
-    x.requires_grad_()
-    expected = FusedDiscLoss.attach(plain, "blocks")(plain(x), y)
-    expected.backward()
+def test_checkpointing_of_the_tapped_layer_alone():
+    model, (x, y) = Net(), batch()
     criterion = FusedDiscLoss.attach(model, "blocks")
+    expected = criterion(model(x), y)
+    gradients = torch.autograd.grad(expected, [*model.parameters()])
+    model.use_reentrant = False
     logits = model(x)
-    if use_reentrant:  # layers inside run under no_grad
-        criterion = FusedDiscLoss.attach(model, "blocks.0")
-        logits = model(x)
-        with pytest.warns(UserWarning, match="do not require grad"):
-            criterion(logits, y)
-        return
     loss = criterion(logits, y)
-    loss.backward()
     assert loss == expected
-    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad)
+    torch.testing.assert_close(torch.autograd.grad(loss, [*model.parameters()]), gradients)
     # the recomputation in backward is not a capture
     with pytest.raises(RuntimeError, match=MISSING):
         criterion(logits.detach(), y)
 
 
-def test_copies_are_not_tapped():
+def test_copies_of_a_criterion_are_not_attached():
     model, (x, y) = Net(), batch()
     criterion = FusedDiscLoss.attach(model)
-    for twin in (copy.deepcopy(model), AveragedModel(model), _saved_and_loaded(model)):
-        twin(x)
-        with pytest.raises(RuntimeError, match=MISSING):
-            criterion(torch.randn(6, CLASSES), y)
     logits = model(x)
     for make in (copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))):
         twin = make(criterion)
@@ -218,13 +177,6 @@ def test_copies_are_not_tapped():
     criterion(logits, y)  # the original goes on
     twin = copy.deepcopy(criterion)
     assert twin.terms == criterion.terms
-
-
-def _saved_and_loaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 class InPlace(nn.Sequential):
