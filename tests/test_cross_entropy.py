@@ -110,12 +110,3 @@ def test_sample_weight_zero_hides_an_infinite_loss(backend):
     assert fused_disc_loss(logits, target, **OFF).isinf()
     hidden = fused_disc_loss(logits, target, sample_weight=weight, **OFF)
     torch.testing.assert_close(hidden, F.cross_entropy(logits[1:], target[1:]))
-
-
-@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_mean_of_none_is_mean(backend, soft):
-    logits, x = torch.randn(N, C), features(N, D).float()
-    target = soft_labels(N, C).float() if soft else labels(N, C)
-    none = fused_disc_loss(logits, target, x, reduction="none", backend=backend)
-    assert none.shape == (N,)
-    torch.testing.assert_close(none.mean(), fused_disc_loss(logits, target, x, backend=backend))

@@ -17,13 +17,10 @@ N, D, C = 24, 10, 5
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_upstream_gradient(fused_backend, reduction, scale):
     """Random, non-uniform upstream gradients reach every row and every feature."""
-    logits, y = torch.randn(N, C).double(), labels(N, C)
-    upstream = scale * torch.randn(N if reduction == "none" else ()).double()
+    y, upstream = labels(N, C), scale * torch.randn(N if reduction == "none" else ()).double()
+    inputs = torch.randn(N, C).double().requires_grad_(), features(N, D).requires_grad_()
     results = []
     for name in (fused_backend, "reference"):
-        inputs = logits.clone().requires_grad_(), features(N, D).requires_grad_()
-        torch.manual_seed(0)
-        inputs[1].data.copy_(features(N, D))
         loss = fused_disc_loss(inputs[0], y, inputs[1], reduction=reduction, backend=name)
         results.append(torch.autograd.grad(loss, inputs, upstream))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11 * scale)
@@ -48,21 +45,6 @@ def test_gradcheck_with_random_upstream_gradients(backend, reduction, soft):
         return value, (upstream * value).sum()
 
     assert torch.autograd.gradcheck(loss, (logits, x))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_micro_batches_and_loss_scales(backend, reduction):
-    """3 * loss, loss / steps, loss * 65536: the gradient scales with it, stride 0 included."""
-    logits, x, y = torch.randn(N, C), features(N, D, torch.float32), labels(N, C)
-    inputs = logits.requires_grad_(), x.requires_grad_()
-    loss = fused_disc_loss(logits, y, x, reduction=reduction, backend=backend)
-    once = gradients(loss, *inputs)
-    for scale in (3.0, 1 / 7, 65536.0):
-        loss = fused_disc_loss(logits, y, x, reduction=reduction, backend=backend)
-        scaled = gradients(scale * loss, *inputs)
-        torch.testing.assert_close(
-            scaled, tuple(scale * g for g in once), rtol=1e-5, atol=1e-6 * scale
-        )
 
 
 def test_two_losses_on_the_same_logits_and_features(backend):
@@ -125,8 +107,6 @@ def test_feature_layouts(backend):
     maps = torch.randn(N, D, 4, 3)
     expected = disc_terms(maps.abs().mean((2, 3)), y, C, backend=backend)
     assert disc_terms(maps, y, C, backend=backend) == expected
-    channels_last = maps.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(disc_terms(channels_last, y, C, backend=backend), expected)
     tokens = maps.flatten(2).transpose(1, 2)  # [N, T, D]
     torch.testing.assert_close(disc_terms(tokens, y, C, feature_dim=-1, backend=backend), expected)
     half = maps.half()  # averaged in float32, not rounded in between
