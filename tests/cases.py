@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from discfused import disc_terms
 from discfused._definitions import ACTIVATIONS, IMPURITIES, accumulation_dtype
 
 # N, D, C: ones; odd sizes; more classes than samples; wider than a block of columns; many rows; a
@@ -120,3 +121,23 @@ OFF = {"gini_weight": 0.0, "kl_weight": 0.0}  # cross-entropy alone
 
 def gradients(loss: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss.sum(), inputs)
+
+
+def terms_and_gradients(x, target, backend, num_classes, **options) -> tuple[Tensor, Tensor]:
+    """[2] and [2, N, D]: gini and kl, and their gradients"""
+    x = x.detach().requires_grad_()
+    values = torch.stack(disc_terms(x, target, num_classes, backend=backend, **options))
+    found = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in values]
+    return values.detach(), torch.stack(found)
+
+
+def step(backend, x, y, C, **options) -> tuple[Tensor, Tensor, Tensor]:
+    """gini, kl and the gradient of a combination of them"""
+    x = x.detach().requires_grad_()
+    gini, kl = disc_terms(x, y, C, backend=backend, **options)
+    (0.7 * gini + 0.4 * kl).backward()
+    return gini.detach(), kl.detach(), x.grad
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -44,6 +48,29 @@ def process_group(tmp_path):
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs code in a new process, in a folder of its own. Returns what it printed."""
+
+    def run(code: str, *arguments: str, **variables: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path,
+            env={**os.environ, **variables},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture
+def nothing_compiled():
+    """Code that another test compiled is not used again, nor is that of this one."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture

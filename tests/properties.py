@@ -13,6 +13,7 @@ pytest.importorskip("hypothesis", reason="Hypothesis is not installed: pip insta
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+import cases
 from cases import soft_labels
 from discfused import disc_terms
 from discfused._definitions import ACTIVATIONS, IMPURITIES
@@ -93,11 +94,8 @@ def terms(batch: Batch, backend: str) -> Tensor:
 
 
 def terms_and_gradients(batch: Batch, backend: str) -> tuple[Tensor, Tensor]:
-    """[2] and [2, N, D]: gini and kl, and their gradients"""
-    x = batch.x.detach().requires_grad_()
-    values = terms(batch.having(x=x), backend)
-    gradients = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in values]
-    return values.detach(), torch.stack(gradients)
+    x, y, C, options = batch.x, batch.target, batch.num_classes, batch.options
+    return cases.terms_and_gradients(x, y, backend, C, **options)
 
 
 def formulas(batch: Batch) -> Answer:

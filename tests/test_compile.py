@@ -16,11 +16,7 @@ from models import CLASSES, Net, batch
 D, C = 12, 10
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 def compiled(function, backend="aot_eager"):

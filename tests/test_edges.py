@@ -9,19 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import features, labels, soft_labels
+from cases import features, labels, soft_labels, terms_and_gradients
 from discfused import _ops, disc_terms, fused_disc_loss
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT
 from formulas import answer
 
 N, D, C = 40, 12, 6
-
-
-def terms_and_gradients(x, target, backend, num_classes=C, **options):
-    x = x.detach().requires_grad_()
-    gini, kl = disc_terms(x, target, num_classes, backend=backend, **options)
-    gradients = [torch.autograd.grad(term, x, retain_graph=True)[0] for term in (gini, kl)]
-    return torch.stack([gini, kl]).detach(), torch.stack(gradients)
 
 
 # ---------------------------------------------------------------- logarithms of 0
@@ -94,7 +87,7 @@ def test_features_at_the_ends_of_half_precision_are_finite(backend, dtype, activ
     x = torch.randn(N, D).sign().mul(torch.finfo(dtype).max).to(dtype)
     if dtype == torch.bfloat16:  # whose end is that of float32, where sums overflow
         x = x / 2**20
-    values, gradients = terms_and_gradients(x, labels(N, C), backend, activation=activation)
+    values, gradients = terms_and_gradients(x, labels(N, C), backend, C, activation=activation)
     assert values.isfinite().all() and gradients.isfinite().all()
 
 

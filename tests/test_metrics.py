@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -240,7 +238,7 @@ def test_bad_batches():
     assert metric.counts.sum() == metric.table.sum() == 0
 
 
-def test_the_core_does_without_the_extra(tmp_path):
+def test_the_core_does_without_the_extra(python):
     code = """
 import sys
 for package in ("torchmetrics", "matplotlib", "jinja2", "tqdm"):
@@ -251,8 +249,5 @@ try:
 except ImportError as error:
     print(error)
 """
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
     says = "discfused.metrics needs torchmetrics: pip install 'discfused[inspect]'"
-    assert result.stdout.strip() == says
+    assert python(code).strip() == says

@@ -16,9 +16,7 @@ PAGES = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.m
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", "\n".join(PAGES), re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 @pytest.fixture

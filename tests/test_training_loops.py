@@ -218,11 +218,11 @@ def test_export_of_model_and_loss(backend, strict):
         torch.testing.assert_close(gradients(loss, exported), gradients(expected, step))
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("how", ["no grad", "inference", "frozen"])
 @pytest.mark.parametrize("part", ["model", "blocks"])
 def test_features_of_compiled_code_without_a_graph(how, part):
     """They are the features of the last pass, not of an earlier one or of another model."""
-    torch.compiler.reset()
     model, (x, y) = Net().requires_grad_(how != "frozen"), batch()
     plain, compiled = copy.deepcopy(model), {"backend": "aot_eager", "fullgraph": True}
     fast = torch.compile(model, **compiled) if part == "model" else model
@@ -242,12 +242,11 @@ def test_features_of_compiled_code_without_a_graph(how, part):
             for logits in (earlier, Net().requires_grad_(False)(x)):
                 with pytest.raises(RuntimeError, match="no features were captured"):
                     criterion(logits, y)
-    torch.compiler.reset()
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("what", ["model", "model and criterion"])
 def test_one_graph_for_any_batch_size(backend, what):
-    torch.compiler.reset()
     model, counter = Net().double(), CompileCounterWithBackend("aot_eager")
     compiled = functools.partial(torch.compile, backend=counter, fullgraph=True)
     run = compiled(model) if what == "model" else model
@@ -267,4 +266,3 @@ def test_one_graph_for_any_batch_size(backend, what):
         torch.testing.assert_close(gradients(loss, model), gradients(expected, model))
     assert counter.frame_count <= 2 + OLD  # of one batch size, and of any
     assert criterion.tap._passes.compiled == [None]
-    torch.compiler.reset()

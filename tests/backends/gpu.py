@@ -7,7 +7,7 @@ find mistakes without a GPU.
 import pytest
 import torch
 
-from discfused import backends, disc_terms
+from discfused import backends
 from discfused.backends import triton_runtime
 
 REHEARSED = triton_runtime.interpreted()
@@ -29,15 +29,3 @@ def backend(request) -> str:
     if why is not None:
         pytest.skip(f"backend {request.param!r} cannot run here: {why}")
     return request.param
-
-
-def equal(a, b) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
-
-
-def step(backend, x, y, C, **options):
-    """gini, kl and the gradient of their sum"""
-    x = x.detach().requires_grad_()
-    gini, kl = disc_terms(x, y, C, backend=backend, **options)
-    (0.7 * gini + 0.4 * kl).backward()
-    return gini.detach(), kl.detach(), x.grad

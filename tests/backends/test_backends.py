@@ -1,8 +1,5 @@
 """The choice of the backend, its messages, and backends.status()."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -88,23 +85,16 @@ print("trained")
 """
 
 
-def test_import_needs_torch_alone(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", IMPORT], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert run.stdout == "trained\n", run.stderr
+def test_import_needs_torch_alone(python):
+    assert python(IMPORT) == "trained\n"
 
 
 @pytest.mark.parametrize("how", ["reload", "twice"])
-def test_importing_again_is_harmless(tmp_path, how):
+def test_importing_again_is_harmless(python, how):
     again = {
         "reload": "import importlib, discfused; importlib.reload(discfused)",
         "twice": "import sys, discfused; saved = sys.modules.copy()\n"
         "del sys.modules['discfused']; import discfused",
     }[how]
     check = "import torch; discfused.disc_terms(torch.rand(4, 3), torch.arange(4) % 2, 2)"
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"{again}\n{check}"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    python(f"{again}\n{check}")

@@ -16,7 +16,7 @@ import test_edges
 import test_facts
 import test_parity
 from benchmarks import cuda_launches
-from cases import features, labels, soft_labels
+from cases import equal, features, labels, soft_labels, step
 from discfused import _ops, backends, disc_terms
 from discfused.backends.bad_labels import bad_labels
 from discfused.backends.cuda import CudaBackend
@@ -85,14 +85,6 @@ def backend() -> str:
 
 
 fused_backend = backend
-
-
-def step(x, y, C, **options):
-    """gini, kl and the gradient of a combination of them"""
-    x = x.detach().requires_grad_()
-    gini, kl = disc_terms(x, y, C, backend="cuda", **options)
-    (0.7 * gini + 0.4 * kl).backward()
-    return gini.detach(), kl.detach(), x.grad
 
 
 # Beside the shapes of test_parity: slots that are cut into pieces, with and without remainders;
@@ -178,13 +170,13 @@ def test_neither_runs_nor_the_order_of_threads_and_blocks_change_a_bit(on_host, 
     N, D, C = shape
     C = min(C, 50) if soft else C
     x, y = features(N, D, torch.float32), (soft_labels if soft else labels)(N, C)
-    first = step(x, y, C)
+    first = step("cuda", x, y, C)
     on_host.run_backwards(True)
     try:
-        again = step(x, y, C)
+        again = step("cuda", x, y, C)
     finally:
         on_host.run_backwards(False)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert equal(first, again)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +193,7 @@ def test_launches(on_host, shape, launches):
     N, D, C = shape
     x, y = torch.randn(N, D), labels(N, C) if C else soft_labels(N, 5)
     before = len(on_host.launches())
-    step(x, y, C or 5)
+    step("cuda", x, y, C or 5)
     found = on_host.launches()[before:]
     assert len(found) == launches
     if C:  # what docs/gpu-model.md is computed from

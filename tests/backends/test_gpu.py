@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import gpu
-from cases import DTYPES, LAYOUTS, OPTIONS, features, labels, soft_labels
+from cases import DTYPES, LAYOUTS, OPTIONS, equal, features, labels, soft_labels, step
 from discfused import backends, class_histogram, class_sums
-from gpu import DEVICE, equal, on_a_gpu, one_or_all, step
+from gpu import DEVICE, on_a_gpu, one_or_all
 from test_parity import check_terms
 
 pytestmark, backend = gpu.pytestmark, gpu.backend

@@ -7,10 +7,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import gpu
-from cases import DTYPES
+from cases import DTYPES, equal, step
 from discfused import _ops, backends, disc_terms, fused_disc_loss
 from discfused._definitions import accumulation_dtype
-from gpu import DEVICE, REHEARSED, equal, on_a_gpu, one_or_all, step
+from gpu import DEVICE, REHEARSED, on_a_gpu, one_or_all
 
 pytestmark, backend = gpu.pytestmark, gpu.backend
 

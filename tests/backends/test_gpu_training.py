@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 import discfused
 import gpu
-from cases import labels, soft_labels
+from cases import labels, soft_labels, step
 from discfused import FusedDiscLoss, backends, disc_terms, fused_disc_loss
 from discfused.backends import triton_runtime
-from gpu import DEVICE, on_a_gpu, step
+from gpu import DEVICE, on_a_gpu
 
 pytestmark, backend = gpu.pytestmark, gpu.backend
 

@@ -1,22 +1,13 @@
 """The CPU backend: reproducible bits, threads and memory."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from cases import DTYPES, features, labels, soft_labels
-from discfused import disc_terms, fused_disc_loss
-
-
-def loss_and_gradient(x, target, C, backend, sample_weight=None):
-    x = x.detach().requires_grad_()
-    gini, kl = disc_terms(x, target, C, backend=backend, sample_weight=sample_weight)
-    (gini + 2 * kl).backward()
-    return torch.stack([gini, kl]).detach(), x.grad
+from benchmarks.memory import peak_bytes
+from cases import DTYPES, equal, features, labels, soft_labels, step
+from discfused import fused_disc_loss
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -43,42 +34,25 @@ def check_bits(backend, x, y, C, sample_weight=None):
         results = []
         for count in (threads, 1, 2, 3, 8, *[threads] * 15):
             torch.set_num_threads(count)
-            results.append(loss_and_gradient(x, y, C, backend, sample_weight))
+            results.append(step(backend, x, y, C, sample_weight=sample_weight))
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
-    for result in results:
-        for got, first in zip(result, results[0], strict=True):
-            assert torch.equal(got, first)
-
-
-def peak_bytes(function) -> int:
-    """The peak of PyTorch's allocator above its level before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = sorted(
-        (event for event in profiler.profiler.kineto_results.events()
-         if event.name() == "[memory]"), key=lambda event: event.start_ns(),
-    )  # fmt: skip
-    held = peak = 0
-    for event in events:
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    assert all(equal(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize(("N", "D", "C"), [(2048, 512, 100), (512, 1024, 21841)])
 def test_memory_is_the_table_the_gradient_and_little_more(fused_backend, N, D, C):
     x, y = features(N, D, torch.float32), labels(N, C)
-    loss_and_gradient(x, y, C, fused_backend)
+    step(fused_backend, x, y, C)
     table, gradient = 4 * min(N, C) * D, 4 * N * D
-    peak = peak_bytes(lambda: loss_and_gradient(x, y, C, fused_backend))
+    peak = peak_bytes(lambda: step(fused_backend, x, y, C), "cpu")
     assert gradient < peak  # the measure does see what it must
     assert peak < table + gradient + 64 * (N + C) + 32 * D + 4096
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-def test_the_process_grows_by_no_more_than_that(fused_backend, tmp_path):
+def test_the_process_grows_by_no_more_than_that(fused_backend, python):
     """Scratch memory does not come from PyTorch, so this test measures the process."""
     code = f"""
 import torch
@@ -98,18 +72,14 @@ gini, kl = disc_terms(x, y, C, backend={fused_backend!r})
 (gini + kl).backward()
 print(given, peak() - before)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
-    given, used = (int(number) / 1024 for number in result.stdout.split())  # MB
+    given, used = (int(number) / 1024 for number in python(code).split())  # MB
     assert given >= 127
     # the gradient is as large as x; table and scratch are some MB a thread
     assert used < 2 * given + 0.8 + 8 * torch.get_num_threads() + 8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
-def test_absent_classes_take_no_memory_of_the_process(tmp_path):
+def test_absent_classes_take_no_memory_of_the_process(python):
     """The table has min(N, C) rows, of which only those of the classes present are written."""
     code = """
 import resource
@@ -126,13 +96,9 @@ for classes in (4, C):
     kept.append(disc_terms(x, torch.arange(12000) % classes, C))
     print(held() - before)
 """
-    # The C library would write to all that it hands out.
-    variables = {name: value for name, value in os.environ.items() if name != "MALLOC_PERTURB_"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=variables
-    )
-    assert result.returncode == 0, result.stderr
-    few, all_classes = (int(number) / 2**20 for number in result.stdout.split())
+    # Else the C library may write to all that it hands out.
+    printed = python(code, MALLOC_PERTURB_="0")
+    few, all_classes = (int(number) / 2**20 for number in printed.split())
     assert all_classes > 40  # a table of 47 MB shows
     assert few < 12
 

@@ -1,7 +1,6 @@
 """Reports: Ctrl-C, progress bar, memory, and no change of matplotlib's state."""
 
 import signal
-import subprocess
 import sys
 import warnings
 
@@ -66,7 +65,7 @@ def test_a_progress_bar_where_it_takes_long(monkeypatch, capsys, long):
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_a_missing_package_is_named(package, tmp_path):
+def test_a_missing_package_is_named(package, python):
     code = f"""
 import sys
 sys.modules[{package!r}] = None
@@ -77,10 +76,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"discfused.report needs {package}: pip install 'discfused[inspect]'\n"
+    assert python(code) == f"discfused.report needs {package}: pip install 'discfused[inspect]'\n"
 
 
 def test_the_screen_of_others_stays_as_it_is():
@@ -96,7 +92,7 @@ def test_the_screen_of_others_stays_as_it_is():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-def test_memory_is_bounded_with_1000_classes_4096_features_and_50000_samples(tmp_path):
+def test_memory_is_bounded_with_1000_classes_4096_features_and_50000_samples(python):
     """640 MB above a model of 20 MB: a dozen tables of 1,000 x 4,096 numbers while they are made,
     pictures (at most 6 * 4,096), the page. The features of all samples alone would be 820 MB."""
     code = """
@@ -132,8 +128,5 @@ report.save("out")
 assert report.runs[0].samples == 50_000 and not report.partial
 print(measured // 1024, (peak() - before) // 1024)
 """
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    measured, saved = map(int, result.stdout.split())
-    assert measured <= saved < 640, result.stdout
+    measured, saved = map(int, python(code).split())
+    assert measured <= saved < 640, (measured, saved)

@@ -4,8 +4,6 @@ import copy
 import gc
 import io
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -118,7 +116,7 @@ torch.testing.assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize("weights_only", [True, False])
-def test_saved_whole_it_loads_where_discfused_is_not(weights_only, tmp_path, request):
+def test_saved_whole_it_loads_where_discfused_is_not(weights_only, python, tmp_path, request):
     model, (x, y) = Net().eval(), batch()
     plain = io.BytesIO()
     torch.save(model, plain)
@@ -132,7 +130,7 @@ def test_saved_whole_it_loads_where_discfused_is_not(weights_only, tmp_path, req
     torch.save((x, model(x).detach()), tmp_path / "values.pt")
     files = str(tmp_path / "model.pt"), str(weights_only), str(tmp_path / "values.pt")
     code = f"import sys; sys.path.insert(0, {str(request.path.parents[1])!r})" + LOAD
-    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    python(code, *files)
     assert criteria[0](model(x), y).isfinite()
 
 

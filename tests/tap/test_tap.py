@@ -186,11 +186,6 @@ class InPlace(nn.Sequential):
         super().__init__(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(6, 3))
 
 
-@pytest.fixture
-def nothing_compiled():
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.usefixtures("nothing_compiled")
 def test_the_input_of_a_layer_that_works_in_place_is_what_came_before(compiled):

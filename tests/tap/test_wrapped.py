@@ -9,11 +9,8 @@ from torch.optim.swa_utils import AveragedModel
 from discfused import FeatureTap, FusedDiscLoss, fused_disc_loss
 from models import Net, batch
 
-
-@pytest.fixture(autouse=True)
-def nothing_compiled():
-    """Code compiled for a model without a tap would be reused for a tapped model of its class."""
-    torch.compiler.reset()
+# Code compiled for a model without a tap would be reused for a tapped model of its class.
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 @pytest.mark.parametrize("wrap", ["plain", "compiled", "ddp", "compiled ddp", "compiled part"])
