@@ -5,6 +5,8 @@ Import it before the packages that the recipes need: it skips the tests if they 
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -59,6 +61,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def start(*arguments: str, **keywords) -> subprocess.Popen:
+    """A Python process."""
+    return subprocess.Popen(
+        [sys.executable, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **keywords,
+    )  # fmt: skip
 
 
 class Datasets:

@@ -4,10 +4,7 @@ import recipe_cases
 
 # isort: split
 import io
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -39,11 +36,8 @@ def untimed(folder):
 
 
 def start(folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "discfused", "sweep", *arguments, "--out", "out"], text=True,
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    command = ["-m", "discfused", "sweep", *arguments, "--out", "out"]
+    return recipe_cases.start(*command, cwd=folder)
 
 
 def wait(process, condition):
@@ -257,11 +251,10 @@ def test_without_a_package_the_commands_say_what_to_install(package, advice, tmp
         "import sys; sys.modules[sys.argv[1]] = None; from discfused import cli; "
         "sys.exit(cli.main(['train', '--data', 'digits']))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script, package], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert result.returncode == 1
-    assert f"the recipes need {package}: pip install" in result.stderr and advice in result.stderr
+    process = recipe_cases.start("-c", script, package, cwd=tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert f"the recipes need {package}: pip install" in errors and advice in errors
 
 
 def test_ctrl_c_ends_with_how_to_go_on(tmp_path, monkeypatch, capsys):

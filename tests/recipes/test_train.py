@@ -9,8 +9,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -58,8 +56,9 @@ def same_bits(one, other):
 
 @pytest.mark.parametrize(
     ("model", "data"),
-    [*itertools.product(MODELS, ["digits"]), *itertools.product(["resnet18"], DATASETS)],
-)
+    [*((model, "digits") for model in MODELS),
+     *(("resnet18", data) for data in DATASETS if data != "digits")],
+)  # fmt: skip
 def test_every_network_and_every_data_set_with_every_loss(
     small, tmp_path, monkeypatch, model, data
 ):
@@ -83,14 +82,30 @@ def test_every_network_and_every_data_set_with_every_loss(
         assert not same_bits(found[one], found[other])
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_an_interrupted_run_ends_in_the_same_weights(small, tmp_path, monkeypatch, stop_after):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = small.options("caltech101", **STATEFUL)
-    expected = train.run(options, whole)
-    assert expected["steps"] == 8 and "flip" in options.data.augment
-    assert 1 <= expected["best_epoch"] <= 4
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """A run that nothing interrupts: its options, its folder and its row."""
+    options, folder = small.options("caltech101", **STATEFUL), tmp_path_factory.mktemp("whole")
+    row = train.run(options, folder)
+    assert row["steps"] == 8 and "flip" in options.data.augment
+    assert 1 <= row["best_epoch"] <= 4
+    return options, folder, row
 
+
+def check_same_run(parts, row, whole):
+    _, folder, expected = whole
+    assert same_bits(weights(folder), weights(parts))
+    for part in records.COLUMNS:  # those on held-out images, too
+        assert (folder / f"{part}.csv").read_text() == (parts / f"{part}.csv").read_text()
+    timed = ("seconds", "finished")
+    assert all(row[key] == expected[key] for key in row if key not in timed)
+    assert not (parts / records.CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_interrupted_run_ends_in_the_same_weights(
+    small, whole, tmp_path, monkeypatch, stop_after
+):
     step = train.Training.train_step
 
     def interrupted_step(self, *arguments):
@@ -103,27 +118,17 @@ def test_an_interrupted_run_ends_in_the_same_weights(small, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(train.Training, "train_step", interrupted_step)
         with pytest.raises(records.Interrupted, match=f"after step {stop_after} of 8.*--resume"):
-            train.run(options, parts)
+            train.run(whole[0], tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert not (parts / records.RESULT).exists()
+    assert not (tmp_path / records.RESULT).exists()
     torch.manual_seed(99)  # another process would be in another state
     options = small.options("caltech101", **STATEFUL, **{"data.workers": 1})
-    row = train.run(options, parts, resume=True)
-
-    assert same_bits(weights(whole), weights(parts))
-    for part in records.COLUMNS:  # those on held-out images, too
-        assert (whole / f"{part}.csv").read_text() == (parts / f"{part}.csv").read_text()
-    timed = ("seconds", "finished")
-    assert all(row[key] == expected[key] for key in row if key not in timed)
-    assert not (parts / records.CHECKPOINT).exists()
+    check_same_run(tmp_path, train.run(options, tmp_path, resume=True), whole)
 
 
 @pytest.mark.parametrize("place", ["test", "write_result"])
-def test_a_run_stopped_in_or_after_the_final_test_tests_again(small, tmp_path, monkeypatch, place):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = small.options("caltech101", **STATEFUL)
-    expected = train.run(options, whole)
-    finish = train.Training.finish
+def test_a_run_stopped_in_or_after_the_final_test_tests_again(whole, tmp_path, monkeypatch, place):
+    options, finish = whole[0], train.Training.finish
 
     def interrupted(self, log):
         signal.raise_signal(signal.SIGTERM)
@@ -138,18 +143,12 @@ def test_a_run_stopped_in_or_after_the_final_test_tests_again(small, tmp_path, m
         else:
             patch.setattr(records, "write_result", killed)
         with pytest.raises(records.Interrupted, match="after step 8 of 8"):
-            train.run(options, parts)
-    assert (parts / records.WEIGHTS).exists() == (place == "write_result")
+            train.run(options, tmp_path)
+    assert (tmp_path / records.WEIGHTS).exists() == (place == "write_result")
     with monkeypatch.context() as patch:
         patch.delattr(train.Training, "train_step")  # no step is left
-        row = train.run(options, parts, resume=True)
-
-    assert same_bits(weights(whole), weights(parts))
-    for part in records.COLUMNS:
-        assert (whole / f"{part}.csv").read_text() == (parts / f"{part}.csv").read_text()
-    timed = ("seconds", "finished")
-    assert all(row[key] == expected[key] for key in row if key not in timed)
-    assert not (parts / records.CHECKPOINT).exists()
+        row = train.run(options, tmp_path, resume=True)
+    check_same_run(tmp_path, row, whole)
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch, capsys):
@@ -265,18 +264,11 @@ def test_inference_is_unchanged(tmp_path, model):
     assert torch.equal(trained(*images), untouched(*images))
 
 
-def command(*arguments, **keywords):
-    return subprocess.Popen(
-        [sys.executable, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, **keywords,
-    )  # fmt: skip
-
-
 def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path):
     arguments = [*TINY, "--epochs", "500", "--workers", "1", "--out", "run"]
-    process = command(
+    process = recipe_cases.start(
         "-m", "discfused", "train", *arguments, cwd=tmp_path, start_new_session=True
-    )  # fmt: skip
+    )
     log = tmp_path / "run" / "train.csv"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 1):
         time.sleep(0.05)
@@ -290,7 +282,7 @@ def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_starts_the_same_command(tmp_path):
-    process = command(
+    process = recipe_cases.start(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "discfused",
         "train", *TINY, "--epochs", "3", "--batch-size", "20", "--set", "train.save_every=4",
         "--out", "run", cwd=tmp_path,
