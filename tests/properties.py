@@ -46,7 +46,7 @@ FIELDS = tuple(Batch.__dataclass_fields__)
 
 
 @st.composite
-def batches(draw, soft=None, activations=ACTIVATIONS, rows=(1, 12), dead=True) -> Batch:
+def batches(draw, soft=None, rows=(1, 12), dead=True) -> Batch:
     """Batches of all sizes, labels and options. soft=None: hard or soft; dead: one may be dead.
 
     The features come from a seed, because ties would hit the kink of an activation, where the
@@ -75,7 +75,7 @@ def batches(draw, soft=None, activations=ACTIVATIONS, rows=(1, 12), dead=True) -
         target[::3] = -100
 
     options: dict[str, Any] = {
-        "activation": draw(st.sampled_from(activations), label="activation"),
+        "activation": draw(st.sampled_from(ACTIVATIONS), label="activation"),
         "impurity": draw(st.sampled_from(IMPURITIES), label="impurity"),
         "prior": draw(st.sampled_from(["batch", "uniform", "tensor"]), label="prior"),
     }

@@ -70,11 +70,10 @@ def test_a_closed_output(tmp_path):
     assert result.returncode == 0 and not result.stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "koi8-r"])
-def test_a_table_on_an_old_console(tmp_path, encoding, request):
+def test_a_table_on_an_old_console(tmp_path, request):
     runs = request.config.rootpath / "docs" / "recipes" / "digits-60"
     shutil.copytree(runs, tmp_path / "runs")
-    result = run("table", "runs", cwd=tmp_path, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    result = run("table", "runs", cwd=tmp_path, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert result.returncode == 0, result.stderr
     assert " +- " in result.stdout
 
@@ -102,7 +101,7 @@ def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
     assert "needs sklearn: pip install 'discfused[demo]'" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--seeds", "0"]])
+@pytest.mark.parametrize("arguments", [[], ["nonsense"]])
 def test_bad_commands_end_with_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

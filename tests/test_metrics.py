@@ -18,7 +18,7 @@ N, D, C = 60, 9, 5
 BATCHES = [slice(0, 0), slice(0, 17), slice(17, 18), slice(18, N)]
 
 
-def by_numpy(x, y, weight=None, prior=None) -> dict[str, np.ndarray]:
+def by_numpy(x, y, weight=None) -> dict[str, np.ndarray]:
     """All numbers, computed one feature at a time."""
     x, y = np.abs(x.double().numpy()), y.numpy()
     weight = np.ones(len(y)) if weight is None else weight.double().numpy()
@@ -53,7 +53,7 @@ def by_numpy(x, y, weight=None, prior=None) -> dict[str, np.ndarray]:
     found["mean_gini"] = found["gini"].mean()
     live = found["histogram"][:, found["live"]]
     q = (live / live.sum(0)).mean(1)
-    pi = n / n.sum() if prior is None else prior
+    pi = n / n.sum()
     found["kl"] = sum(pi[c] * np.log(pi[c] / max(q[c], 1e-10)) for c in range(C) if pi[c])
     return found
 

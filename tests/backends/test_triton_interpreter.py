@@ -41,7 +41,6 @@ from test_loss import (  # noqa: F401
 from test_parity import (  # noqa: F401
     check_histogram,
     check_terms,
-    test_class_histogram_of_a_transposed_upstream_gradient,
     test_strided_labels,
     test_upstream_gradient_survives_half_precision,
 )

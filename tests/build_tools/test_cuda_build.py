@@ -193,15 +193,3 @@ def test_why_nothing_was_compiled_is_kept(installed):
     installed["left_out"] = {"cuda": {"reason": "no nvcc in PATH", "fix": "install one"}}
     assert _library.cuda_missing() == "not compiled, because no nvcc in PATH: install one"
     assert _library.built_for("cuda") == ""
-
-
-def test_falling_back_from_triton_to_cuda_warns_once(installed, monkeypatch):
-    from discfused import backends
-    from discfused.backends import triton_backend
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    broken = property(lambda self: lambda: "Triton is broken: mend it")
-    monkeypatch.setattr(triton_backend.TritonBackend, "unavailable", broken)
-    with pytest.warns(UserWarning, match=r"slower 'cuda' backend .*triton: Triton is broken"):
-        assert backends.resolve("cuda", None) == "cuda"
-    assert backends.resolve("cuda", None) == "cuda"  # and no second warning

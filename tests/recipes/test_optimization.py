@@ -32,6 +32,15 @@ def test_when_the_terms_are_on(start, ramp, expected):
     ]
 
 
+def rates(stepper, options, steps, per_epoch):
+    schedule, seen = optimization.schedule(stepper, options, steps, per_epoch), []
+    for _ in range(steps):
+        seen.append(schedule.get_last_lr()[0])
+        stepper.step()
+        schedule.step()
+    return seen
+
+
 @pytest.mark.parametrize(
     ("schedule", "peak"), [("constant", 0), ("cosine", 2), ("one-cycle", 2)]
 )  # fmt: skip
@@ -39,13 +48,7 @@ def test_when_the_terms_are_on(start, ramp, expected):
 def test_schedules_of_the_learning_rate(schedule, peak, optimizer):
     changes = {"train.lr_schedule": schedule, "train.lr_warmup": 0.3, "train.optimizer": optimizer}
     options = run_options(changes={**changes, "train.lr": 0.5}).train
-    stepper = optimization.optimizer(nn.Linear(1, 1), options)
-    rates = optimization.schedule(stepper, options, 10, per_epoch=5)
-    seen = []
-    for _ in range(10):
-        seen.append(rates.get_last_lr()[0])
-        stepper.step()
-        rates.step()
+    seen = rates(optimization.optimizer(nn.Linear(1, 1), options), options, 10, per_epoch=5)
     assert max(seen) == pytest.approx(0.5) and seen.index(max(seen)) == peak
     assert (seen[-1] < 0.05) == (schedule != "constant")
 
@@ -55,12 +58,7 @@ def test_the_learning_rate_of_the_paper():
     assert (options.epochs, options.batch_size, options.momentum) == (250, 200, 0.9)
     stepper = optimization.optimizer(nn.Linear(1, 1), options)
     assert not stepper.defaults["nesterov"]
-    rates = optimization.schedule(stepper, options, 500, per_epoch=2)
-    seen = []
-    for _ in range(500):
-        seen.append(rates.get_last_lr()[0])
-        stepper.step()
-        rates.step()
+    seen = rates(stepper, options, 500, per_epoch=2)
     changes = [step for step in range(1, 500) if seen[step] != seen[step - 1]]
     assert changes == [120, 240, 320, 400]
     assert seen[0] == 0.1 and seen[-1] == pytest.approx(0.1 * 0.2**4)

@@ -107,7 +107,7 @@ def test_a_compiled_criterion_beside_an_eager_model():
         torch.testing.assert_close(compiled(model(x), y), expected)
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "compiled", "compiled ddp", "ddp of compiled"])
+@pytest.mark.parametrize("wrap", ["ddp", "compiled ddp", "ddp of compiled"])
 @pytest.mark.parametrize("when", ["attached to the model", "attached to the wrapper"])
 def test_a_wrapped_model_trains_as_the_plain_one(wrap, when, process_group):
     model, (x, y) = Net(), batch()
