@@ -25,7 +25,7 @@ def facts() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "rocm": torch.version.hip,
-        "triton": _version("triton"),
+        "triton": version("triton"),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
@@ -92,7 +92,7 @@ def _gpu(index: int) -> dict[str, str]:
     return {"name": torch.cuda.get_device_name(index), "architecture": f"sm_{major}{minor}"}
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -13,7 +13,6 @@ import dataclasses
 import datetime
 import fcntl
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
@@ -27,6 +26,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 import discfused
+from discfused import doctor
 from discfused._files import write_atomically
 from discfused.backends import _library
 from discfused.recipes.options import Options, identity
@@ -148,7 +148,7 @@ def environment(device: torch.device, world_size: int) -> dict[str, object]:
         "commit": _library.commit(),
         "torch": torch.__version__,  # its metadata may lack the build, such as +cpu
         "cuda": torch.version.cuda or torch.version.hip,
-        **{package: _version(package) for package in PACKAGES},
+        **{package: doctor.version(package) for package in PACKAGES},
     }
 
 
@@ -216,10 +216,3 @@ class Log:
     def close(self) -> None:
         self.file.close()
         self.tensorboard.close()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
