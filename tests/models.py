@@ -44,3 +44,7 @@ class Recurrent(nn.Module):
 
 def batch(n: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 3, 8, 8), torch.arange(n) % CLASSES
+
+
+def gradients(loss: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from cases import RELEASE, features, labels, soft_labels
 from discfused import FusedDiscLoss, class_histogram, disc_terms, fused_disc_loss
-from models import CLASSES, Net, batch
+from models import CLASSES, Net, batch, gradients
 
 D, C = 12, 10
 
@@ -126,10 +126,8 @@ def test_attached_to_a_compiled_model(backend, when, layers):
     options = {"backend": backend, "capture": "input"}
     plain = FusedDiscLoss.attach(model, layers, **options)
     expected = plain(model(x), y)
-    expected.backward()
-    gradients = [p.grad.clone() for p in model.parameters()]
+    wanted = gradients(expected, model)
     plain.tap.remove()
-    model.zero_grad()
 
     if when == "after":
         criterion = FusedDiscLoss.attach(model, layers, **options)
@@ -139,11 +137,10 @@ def test_attached_to_a_compiled_model(backend, when, layers):
     if when == "before":
         criterion = FusedDiscLoss.attach(fast, layers, **options)
     for _ in range(4):
-        model.zero_grad()
         loss = criterion(fast(x), y)
-        loss.backward()
+        found = gradients(loss, model)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+    torch.testing.assert_close(found, wanted)
     assert list(model.state_dict()) == list(Net().state_dict())
     assert counter.frame_count == 1
 
@@ -245,13 +242,10 @@ def test_inductor(backend, monkeypatch, tmp_path):
     criterion = FusedDiscLoss.attach(model, backend=backend)
     x, y = batch()
     expected = criterion(model(x), y)
-    expected.backward()
-    gradients = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
+    wanted = gradients(expected, model)
     function = torch.compile(lambda x, y: criterion(model(x), y), fullgraph=True)
     loss = function(x, y)
-    loss.backward()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+    torch.testing.assert_close(gradients(loss, model), wanted)
     x, y = batch(9)  # a dynamic batch
     torch.testing.assert_close(function(x, y), criterion(model(x), y))

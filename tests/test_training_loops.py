@@ -15,17 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from cases import RELEASE
 from discfused import FusedDiscLoss, disc_terms, fused_disc_loss
-from models import CLASSES, Net, batch
+from models import CLASSES, Net, batch, gradients
 from test_compile import OLD
 
 
 def by_hand(model, x, y, **options):
     features = model.blocks(model.stem(x)).mean((2, 3))  # the input of fc
     return fused_disc_loss(model.fc(features), y, features, **options)
-
-
-def gradients(loss, model):
-    return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
 
 
 @pytest.fixture(params=[False, True], ids=["first pass", "later pass"])
