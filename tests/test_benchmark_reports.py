@@ -59,7 +59,7 @@ def test_report(write, tmp_path, capsys):
     assert not list(folder.glob(".*"))
 
 
-def test_kernels_are_profiled_and_reported(write, tmp_path, capsys, monkeypatch):
+def test_kernels_are_profiled_and_reported(write, tmp_path, monkeypatch):
     found = kernels.profiled(lambda: torch.ones(3) + 1, "cpu")
     calls = kernels.CALLS["cpu"]
     assert len(found["aten::add"]) == calls and min(found["aten::add"]) > 0

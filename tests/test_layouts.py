@@ -39,14 +39,12 @@ def arguments(soft: bool) -> dict:
     }
 
 
-def losses_and_gradients(given: dict, reduction: str, backend: str):
+def losses_and_gradients(given: dict, backend: str):
     """The arguments keep their layout: requires_grad_() makes no copy."""
     leaves = [given[name].detach().requires_grad_() for name in ("logits", "features")]
     rest = {key: value for key, value in given.items() if key not in ("logits", "features")}
     target = rest.pop("target")
-    loss = fused_disc_loss(
-        leaves[0], target, leaves[1], reduction=reduction, backend=backend, **rest
-    )
+    loss = fused_disc_loss(leaves[0], target, leaves[1], reduction="none", backend=backend, **rest)
     upstream = torch.ones((), dtype=loss.dtype).expand(loss.shape)  # stride 0
     return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
 
@@ -60,14 +58,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "layout", "soft"), CASES)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_arguments_of_any_strides(backend, name, layout, soft, reduction):
+def test_arguments_of_any_strides(backend, name, layout, soft):
     given = arguments(soft)
     make = (VECTORS if given[name].dim() == 1 else MATRICES)[layout]
     given[name] = make(given[name])
     plain = {key: value.contiguous().clone() for key, value in given.items()}
-    got = losses_and_gradients(given, reduction, backend)
-    for a, b in zip(got, losses_and_gradients(plain, reduction, backend), strict=True):
+    got = losses_and_gradients(given, backend)
+    for a, b in zip(got, losses_and_gradients(plain, backend), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 

@@ -201,7 +201,7 @@ def test_launches(on_host, shape, launches):
         assert found == [launch.grid for launch in forward + backward]
 
 
-def test_labels_out_of_range(on_host):
+def test_labels_out_of_range():
     y = labels(40, 10)
     y[[3, 7]] = torch.tensor([10, -1])
     with pytest.raises(
@@ -211,7 +211,7 @@ def test_labels_out_of_range(on_host):
     disc_terms(torch.randn(40, 5), labels(40, 10), 10, backend="cuda")  # and then all is well
 
 
-def test_the_prior_is_checked_before_it_is_used(on_host):
+def test_the_prior_is_checked_before_it_is_used():
     """As a range of indices: beyond it, a GPU could not be used any more."""
     rows = torch.ops.discfused.cuda_rows_flagged(
         torch.arange(4), None, 9, -100, torch.float32, torch.zeros(1, dtype=torch.int32)
