@@ -135,7 +135,6 @@ def test_without_features_the_door_is_there_too():
         ({"gini_weight": -1}, ValueError),
         ({"reduction": "avg"}, ValueError),
         ({"feature_dim": "1"}, TypeError),
-        ({"gini": 1.0}, TypeError),
     ],
     ids=str,
 )
