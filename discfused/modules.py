@@ -231,10 +231,11 @@ class FusedDiscLoss(nn.Module):
     ) -> Tensor:
         """The loss for `transformers.Trainer(..., compute_loss_func=criterion.compute_loss_func)`.
 
-        loss * n / num_items_in_batch, with n the number of labels that are not ignored. The sum
-        over the micro-batches of an accumulated step is the mean cross-entropy of the whole batch
-        plus the mean of the micro-batches' terms, weighted by size. With process_group it is exact
-        if the micro-batches of all processes have the same number of labels.
+        loss * n / num_items_in_batch, with n the number of labels as the Trainer counts them: all
+        numbers but -100, which are N * C for class probabilities. The sum over the micro-batches of
+        an accumulated step is the mean cross-entropy of the whole batch plus the mean of the
+        micro-batches' terms, weighted by size. With process_group it is exact if the micro-batches
+        of all processes have the same number of labels.
 
         Raises:
             ValueError: reduction is not "mean".
@@ -244,9 +245,7 @@ class FusedDiscLoss(nn.Module):
         loss: Tensor = self(outputs, labels)
         if num_items_in_batch is None:
             return loss
-        if labels.dtype.is_floating_point:
-            return loss * (labels.shape[0] / num_items_in_batch)
-        return loss * ((labels != self.ignore_index).sum() / num_items_in_batch)
+        return loss * ((labels != -100).sum() / num_items_in_batch)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*_OPTIONS, "process_group"))

@@ -120,22 +120,24 @@ def test_unknown_options_are_refused_at_construction():
             make(center=True)
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_micro_batches_of_a_trainer(soft):
+@pytest.mark.parametrize("labels", ["hard", "soft", "another ignore_index"])
+def test_micro_batches_of_a_trainer(labels):
     """The gradient of the mean over all samples that count, with terms weighted by size."""
-    target = torch.nn.functional.one_hot(TARGET, C).float() if soft else TARGET.clone()
-    if not soft:
+    soft = torch.nn.functional.one_hot(TARGET, C).float()
+    target = soft if labels == "soft" else TARGET.clone()
+    if labels == "hard":
         target[[0, 7, 8]] = -100
-    criterion = FusedDiscLoss()
+    options = {"ignore_index": 0} if labels == "another ignore_index" else {}
+    criterion = FusedDiscLoss(**options)
     parts = [slice(0, 5), slice(5, N)]
-    counts = [len(target[p]) if soft else int((target[p] != -100).sum()) for p in parts]
+    counts = [int(target[p].ne(-100).sum()) for p in parts]  # as the Trainer counts
     losses = [criterion(LOGITS[p], target[p], FEATURES[p]) for p in parts]
     expected = sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
 
     heads = [_Fixed(LOGITS[p], FEATURES[p]) for p in parts]
     total = 0
     for head, part in zip(heads, parts, strict=True):
-        criterion = FusedDiscLoss.attach(head, "features")
+        criterion = FusedDiscLoss.attach(head, "features", **options)
         for number in (sum(counts), torch.tensor(sum(counts))):
             value = criterion.compute_loss_func(head(), target[part], num_items_in_batch=number)
         total = total + value

@@ -233,12 +233,15 @@ def test_peft(vit, first, saved):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_trainer_of_transformers(vit, tmp_path):
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_trainer_of_transformers(vit, soft, tmp_path):
     """Accumulated over two halves of a batch, the gradient is that of the mean of their losses."""
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % C
+    if soft:
+        labels = nn.functional.one_hot(labels, C).float()
     data = [{"pixel_values": x, "labels": y} for x, y in zip(images, labels, strict=True)]
     criterion = FusedDiscLoss.attach(vit, gini_weight=3.0)
     expected = copy.deepcopy(vit).train()
