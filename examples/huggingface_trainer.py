@@ -1,4 +1,8 @@
-"""The Trainer of transformers: by compute_loss_func, or by a compute_loss of your own."""
+"""The Trainer of transformers, and one that makes its criterion itself.
+
+A compute_loss of your own would also have to multiply by the number of processes, as the Trainer
+does after compute_loss_func.
+"""
 
 import tempfile
 
@@ -22,13 +26,7 @@ config = BertConfig(
 class DiscTrainer(Trainer):
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
-        self.criterion = FusedDiscLoss.attach(model)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = self.criterion.compute_loss_func(outputs, labels, num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        self.compute_loss_func = FusedDiscLoss.attach(model).compute_loss_func
 
 
 with tempfile.TemporaryDirectory() as folder:
