@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _PRODUCTS = {"linear", "matmul", "mm", "__matmul__", *_CONVOLUTIONS}
 # They change shape or dtype only.
-_SAME = {
+_AS = {"view_as", "expand_as", "type_as"}
+_SAME = _AS | {
     "flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "contiguous", "clone", "to",
-    "type", "type_as", "float", "double", "half", "bfloat16", "view_as", "expand_as",
+    "type", "float", "double", "half", "bfloat16",
 }  # fmt: skip
 _SELECT = {"__getitem__", "select", "gather", "index_select", "take_along_dim"}
 # Also allowed between the product and the logits.
@@ -64,10 +65,12 @@ class Node:
         self.version = 0 if tensor.is_inference() else tensor._version
         self.shape = tuple(tensor.shape)
         self.op = op
-        # The second input of these is the weight, even if it is not a parameter, as with FSDP.
-        weights = inputs[1:] if op in _CONVOLUTIONS | _SELECT | {"linear"} else ()
-        self.inputs = [node for node in inputs if not (node.constant or node in weights)]
-        self.weights = [node.shape for node in inputs if node.constant or node in weights]
+        # The second input of these is the weight, even if it is not a parameter, as with FSDP. Of
+        # others (x.view_as(y)) only the shape or the dtype matters.
+        first = op in _CONVOLUTIONS | _SELECT | _AS | {"linear"}
+        values = inputs[:1] if first else inputs
+        self.inputs = [node for node in values if not node.constant]
+        self.weights = [node.shape for node in inputs if node.constant or node not in values]
 
 
 class Trace(TorchFunctionMode):

@@ -6,6 +6,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel
 
+from cases import RELEASE
 from discfused import FeatureTap, FusedDiscLoss, fused_disc_loss
 from models import Net, batch, gradients
 
@@ -133,3 +134,17 @@ def test_a_wrapped_model_trains_as_the_plain_one(wrap, when, process_group):
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close([p.grad for p in model.parameters()], list(wanted))
     assert list(wrapped.state_dict()) == keys
+
+
+@pytest.mark.skipif(RELEASE < (2, 7), reason="FSDP2 there needs a GPU")
+def test_a_classifier_that_fsdp_shards_alone(process_group):
+    """FSDP2 gives it views of its inputs (x.view_as(x)): the features are still those before
+    dropout."""
+    from torch.distributed.fsdp import fully_shard
+
+    model, (x, y) = Net(), batch()
+    model.module.p = 0.9
+    fully_shard(model.fc)
+    criterion = FusedDiscLoss.attach(fully_shard(model))
+    criterion(model(x), y)
+    assert criterion.tap.names == ["input of module"]
