@@ -227,6 +227,9 @@ class Trace(TorchFunctionMode):
             found.sort(key=lambda module: isinstance(module, nn.Sequential))
             if found:
                 return found[0], capture
+        if source.op == "view_as" and len(source.inputs) == 1:
+            # Backward hooks hand a layer views of its inputs, after our hooks have seen these.
+            return self._layer(source.inputs[0])
         raise Unclear(
             "the input of the classifier before dropout is neither the input nor the output of a "
             "layer that runs once"

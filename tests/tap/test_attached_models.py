@@ -11,7 +11,7 @@ from torch import nn
 from torch.ao import quantization
 from torch.optim.swa_utils import AveragedModel
 
-from discfused import FeatureTap, FusedDiscLoss
+from discfused import FeatureTap, FusedDiscLoss, fused_disc_loss
 from models import Net, batch
 
 LAYERS = [None, "blocks.0", ["stem", "fc"]]
@@ -215,3 +215,17 @@ def test_export_leaves_nothing_behind(attached):
     exported = torch.export.export(model, (x,), strict=False).module()
     torch.testing.assert_close(exported(x), logits)
     assert criterion(logits, y) == criterion(model(x), y)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's: an input of a layer requires no grad
+@pytest.mark.parametrize("layer", ["", "module", "fc"])
+def test_layers_with_backward_hooks(layer):
+    """PyTorch hands them views of their inputs."""
+    model, (x, y) = Net(), batch()
+    model.get_submodule(layer).register_full_backward_hook(lambda *arguments: None)
+    criterion = FusedDiscLoss.attach(model)
+    features = model.blocks(model.stem(x)).mean((2, 3))
+    expected = fused_disc_loss(model.fc(features), y, features)
+    for _ in range(2):
+        torch.testing.assert_close(criterion(model(x), y), expected)
+    assert criterion.tap.names == ["input of module"]
