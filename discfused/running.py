@@ -34,7 +34,7 @@ class RunningDiscLoss(FusedDiscLoss):
     state_dict, so a resumed run continues with them, if each process loads its own
     (torch.distributed.checkpoint loads only what is there already, after a first call). They are
     not buffers, so DistributedDataParallel does not broadcast them. With process_group the S_t / P
-    of all processes are added.
+    of all processes are added. A call inside torch.utils.checkpoint raises an error in backward.
 
     Args:
         momentum: in [0, 1); 0 is FusedDiscLoss.
@@ -60,6 +60,11 @@ class RunningDiscLoss(FusedDiscLoss):
     ) -> ClassSums | None:
         if features is None or not (self.training and torch.is_grad_enabled()):
             return None
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "RunningDiscLoss ran during backward, as in torch.utils.checkpoint, whose "
+                "recomputation would add the batch once more: checkpoint the model alone"
+            )
         own = self.class_sums(logits, target, features, sample_weight=sample_weight)
         if self.sums is None:
             earlier = own._of([torch.zeros_like(tensor) for tensor in own._tensors()])

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cases import soft_labels
 from discfused import (
@@ -271,3 +272,13 @@ def test_running_sums_move_and_are_saved():
     assert other["criterion"](z, y, x + 1) == copy.deepcopy(criterion)(z, y, x + 1)
     other.load_state_dict(nn.ModuleDict({"criterion": RunningDiscLoss()}).state_dict())
     assert other["criterion"].sums is None
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_running_sums_refuse_to_be_computed_again(use_reentrant):
+    """The recomputation of a checkpoint would change them once more, and so the gradient."""
+    criterion, (x, z, y, _) = RunningDiscLoss(), batch(soft=False)
+    x.requires_grad_()
+    loss = checkpoint(criterion, z, y, x, use_reentrant=use_reentrant)
+    with pytest.raises(RuntimeError, match=r"during backward.*checkpoint the model alone"):
+        loss.backward()
