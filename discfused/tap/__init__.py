@@ -284,6 +284,7 @@ class _Layer:
                 "starts with one: tap another layer, or pass features to the criterion yourself"
             )
         if not torch.compiler.is_compiling():
+            overwritten |= value.is_inference()  # possibly: such tensors have no version counter
             self.passes.keep(self.index, value.clone() if overwritten else value)
         elif torch.compiler.is_dynamo_compiling():  # not torch.export, which has no side effects
             # Compiled code does not update the version of a tensor that it overwrites later.
