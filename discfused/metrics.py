@@ -102,9 +102,10 @@ class FeatureDiscriminability(Metric):
                 f"{self._options.feature_dim}, expected num_features, which is "
                 f"{self.num_features}: see feature_dim"
             )
-        self.table += table
-        self.sizes += sums.sizes
-        self.counts += sums.counts
+        # Not in place: in a model in half precision, the states become float32 again.
+        self.table = self.table + table
+        self.sizes = self.sizes + sums.sizes
+        self.counts = self.counts + sums.counts
 
     def compute(self) -> Discriminability:
         """The result for all batches so far, of all processes."""

@@ -162,6 +162,16 @@ def test_double_precision_as_for_any_metric():
     same(got, by_numpy(x, y), tolerance=1e-12)
 
 
+def test_in_a_model_in_half_precision():
+    """Sums in bfloat16 would lose samples: 256 + 1 = 256."""
+    model = torch.nn.ModuleDict({"metric": FeatureDiscriminability(C, D)}).to(torch.bfloat16)
+    x, y = torch.randn(600, D).relu(), torch.arange(600) % C
+    for rows in range(600):
+        model["metric"].update(x[rows : rows + 1], y[rows : rows + 1])
+    values, expected = model["metric"].compute(), feature_discriminability(x, y, C)
+    torch.testing.assert_close(values.gini, expected.gini)
+
+
 @pytest.mark.parametrize(("C", "D"), [(3, 1), (1, 3), (1, 1)])
 def test_one_feature_and_one_class_keep_their_dimensions(C, D):
     """Also of a second call and of a copy, for which torchmetrics prepares compute anew."""
