@@ -112,8 +112,10 @@ def fused_disc_loss(
         ce = _cross_entropy.cross_entropy(
             logits, target, weight, options.ignore_index, reduction, label_smoothing, sample_weight
         )
+        if not return_terms:
+            return ce
         absent = ce.new_zeros(())
-        return (ce, LossTerms(ce.detach(), absent, absent)) if return_terms else ce
+        return ce, LossTerms(ce.detach().clone(), absent, absent)
 
     C = _batch.logits(logits)
     layers, target = _batch.checked(features, target, C, sample_weight, options)
@@ -156,7 +158,9 @@ def fused_disc_loss(
         loss = ce + penalty
     if not return_terms:
         return loss
-    return loss, LossTerms(ce.detach(), gini.detach(), kl.detach())
+    # `loss /= 2` must not change the terms.
+    logged = ce.detach().clone() if loss is ce else ce.detach()
+    return loss, LossTerms(logged, gini.detach(), kl.detach())
 
 
 def disc_terms(

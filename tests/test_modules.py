@@ -55,6 +55,15 @@ def test_terms_are_those_of_the_last_call():
     assert not any(term.requires_grad for term in criterion.terms)
 
 
+@pytest.mark.parametrize("features", [None, FEATURES])
+def test_a_loss_that_is_scaled_in_place_keeps_its_terms(features):
+    """Also while both weights are 0, and the loss is the cross-entropy."""
+    criterion = FusedDiscLoss(gini_weight=0, kl_weight=0)
+    loss = criterion(LOGITS, TARGET, features)
+    loss /= 2
+    assert criterion.terms.ce == 2 * loss
+
+
 def test_options_are_attributes_that_can_be_set():
     criterion, so_far = FusedDiscLoss(), {}
     before = criterion(LOGITS, TARGET, TOKENS)
