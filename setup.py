@@ -21,6 +21,9 @@ import build_plan
 
 LIBRARY = "discfused._C"
 SOURCES = {"cpu": ["*.cpp", "cpu/*.cpp"], "cuda": ["cuda/*.cpp", "cuda/*.cu"]}  # in csrc
+# Last, against CFLAGS and LDFLAGS: -O3 replaces an -Ofast. With fast-math, GCC would also link code
+# that makes the whole process lose subnormal numbers.
+EXACT = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # only possible with --no-build-isolation
     raise SystemExit(
@@ -34,7 +37,8 @@ def make_extension(plan: build_plan.Plan):
 
     compile_openmp, link_openmp = openmp(plan)
     # -g0: Python's own flags ask for debugging symbols, which double the time and the size.
-    flags = {"cxx": ["-O3", "-g0", "-fvisibility=hidden", *compile_openmp]}
+    # -Wno-error: a -Werror in CFLAGS would fail at the headers of torch.
+    flags = {"cxx": [*EXACT, "-Wno-error", "-g0", "-fvisibility=hidden", *compile_openmp]}
     make = CppExtension
     if "cuda" in plan.parts:
         make = CUDAExtension
@@ -47,7 +51,7 @@ def make_extension(plan: build_plan.Plan):
         depends=[str(header) for header in sorted(Path("csrc").rglob("*.h"))],
         include_dirs=[str(build_plan.CSRC)],
         extra_compile_args=flags,
-        extra_link_args=link_openmp,
+        extra_link_args=[*EXACT, *link_openmp],
     )
 
 
