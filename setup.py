@@ -39,6 +39,9 @@ def make_extension(plan: build_plan.Plan):
     # -g0: Python's own flags ask for debugging symbols, which double the time and the size.
     # -Wno-error: a -Werror in CFLAGS would fail at the headers of torch.
     flags = {"cxx": [*EXACT, "-Wno-error", "-g0", "-fvisibility=hidden", *compile_openmp]}
+    if plan.compiler.startswith("Clang") and float(plan.compiler.split()[1]) >= 18:
+        # By default it names some functions of torch in another way than GCC does.
+        flags["cxx"].append("-fclang-abi-compat=17")
     make = CppExtension
     if "cuda" in plan.parts:
         make = CUDAExtension

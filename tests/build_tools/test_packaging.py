@@ -108,6 +108,15 @@ def test_sources_that_do_not_compile(tmp_path, monkeypatch, choice):
     assert len(warned) == 1
 
 
+def test_clang_names_the_functions_of_torch_as_gcc_does(tmp_path, monkeypatch):
+    macros = "#define __clang__ 1\n#define __clang_major__ 19\n#define __clang_minor__ 1"
+    log = tmp_path / "log"
+    script = f"case \"$*\" in *-dM*) echo '{macros}';; *) echo \"$@\" >> '{log}'; exit 1;; esac"
+    monkeypatch.setenv("CXX", executable(tmp_path / "bin/c++", script))
+    assert build("build_wheel", tmp_path, "cpu").returncode != 0
+    assert "-fclang-abi-compat=17" in log.read_text().splitlines()[-1].split()
+
+
 def test_the_sdist_holds_what_the_build_and_the_tests_need(tmp_path):
     sdist = built("build_sdist", tmp_path, "cuda")  # compiles nothing, so can always be made
     with tarfile.open(sdist) as archive:
