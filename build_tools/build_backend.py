@@ -83,7 +83,8 @@ def target_torch() -> Torch | None:
             "the environment of the build has no torch, and an isolated build by uv or "
             "`python -m build` cannot see which torch discfused will run with",
             "install torch, 'setuptools>=77,<82' and ninja, then run "
-            "`uv pip install --no-build-isolation .` (with pip: `pip install .`)",
+            "`uv pip install --no-build-isolation .` (with pip: `pip install .`); for a project of "
+            "uv see docs/install.md",
         )
     return None
 

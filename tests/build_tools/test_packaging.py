@@ -54,6 +54,8 @@ def unpacked(wheel: Path) -> tuple[Path, dict]:
 def test_the_version_is_one_number():
     version = discfused.__version__
     assert importlib.metadata.version("discfused") == version
+    # Not dynamic: uv compiles for the torch of a project only where it needs no build to know it.
+    assert f'\nversion = "{version}"' in (ROOT / "pyproject.toml").read_text()
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest[1] == version
