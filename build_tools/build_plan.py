@@ -112,10 +112,12 @@ def find_compiler() -> str:
             "use WSL, or stay with the backends that need no compiler",
         )
     command = os.environ.get("CXX", "c++")
-    probe = [*shlex.split(command), "-dM", "-E", "-x", "c++", os.devnull]
     try:
+        probe = [*shlex.split(command), "-dM", "-E", "-x", "c++", os.devnull]
         text = subprocess.run(probe, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+        if "__GNUC__" not in text:  # Clang defines it, too
+            raise ValueError("it is neither GCC nor Clang")
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise LeftOut(
             f"the C++ compiler {command!r} does not work ({error})",
             "install GCC (the package g++ or gcc-c++) or set CXX to a C++ compiler, then install "

@@ -34,6 +34,15 @@ def test_without_a_compiler(no_compiler):
 
 
 @pytest.mark.parametrize(
+    ("command", "why"), [("true", "neither GCC nor Clang"), ("g++ '", "No closing quotation")]
+)
+def test_no_compiler_that_can_serve(monkeypatch, command, why):
+    monkeypatch.setenv("CXX", command)
+    plan = build_plan.decide("auto", fake_torch)
+    assert why in plan.left_out["cpu"].reason
+
+
+@pytest.mark.parametrize(
     ("macros", "expected"),
     [
         ("#define __GNUC__ 13\n#define __GNUC_MINOR__ 2\n#define EMPTY", "GCC 13.2"),

@@ -111,7 +111,8 @@ def test_sources_that_do_not_compile(tmp_path, monkeypatch, choice):
 
 
 def test_clang_names_the_functions_of_torch_as_gcc_does(tmp_path, monkeypatch):
-    macros = "#define __clang__ 1\n#define __clang_major__ 19\n#define __clang_minor__ 1"
+    names = {"GNUC": 4, "clang": 1, "clang_major": 19, "clang_minor": 1}
+    macros = "\n".join(f"#define __{name}__ {value}" for name, value in names.items())
     log = tmp_path / "log"
     script = f"case \"$*\" in *-dM*) echo '{macros}';; *) echo \"$@\" >> '{log}'; exit 1;; esac"
     monkeypatch.setenv("CXX", executable(tmp_path / "bin/c++", script))
