@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cases import CALTECH, FEW_ROWS, IMAGENET, LARGE, Case, make_inputs
 from benchmarks.competitors import FUSED_PREFIX, loss_of
+from benchmarks.stored import read
 from benchmarks.timing import differentiated
 from discfused import backends
 from discfused._files import write_atomically
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("json", type=Path, help="of --benchmark-json")
     path = parser.parse_args(arguments).json
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = json.loads(path.read_text())
+    data = read(path)
     data["kernels"] = [
         row
         for case in (CASES if device == "cuda" else REHEARSED)

@@ -62,12 +62,21 @@ class Results(NamedTuple):
         return [row for row in self.rows if all(row[key] == v for key, v in facts.items())]
 
 
-def load(path: Path) -> Results:
+def read(path: Path) -> dict[str, Any]:
     """Either form: what pytest-benchmark wrote (see conftest.py), or what `dump` did."""
-    data = json.loads(Path(path).read_text())
-    rows = data.get("rows") or [entry["extra_info"] for entry in data.get("benchmarks", ())]
-    if not rows or "environment" not in data:
-        raise ValueError(f"{path} holds no rows: expected the JSON of pytest benchmarks/")
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from None
+    is_run = isinstance(data, dict) and "environment" in data
+    if not is_run or not (data.get("rows") or data.get("benchmarks")):
+        raise SystemExit(f"{path} holds no rows: expected the JSON of pytest benchmarks/")
+    return data
+
+
+def load(path: Path) -> Results:
+    data = read(path)
+    rows = data.get("rows") or [entry["extra_info"] for entry in data["benchmarks"]]
     return Results(data["environment"], rows, data["skipped"], data.get("kernels", []))
 
 

@@ -104,11 +104,15 @@ def test_a_call_beside_cross_entropy(write, factor, shown):
     assert "faster in no case" in text  # cross-entropy alone is no other form of the loss
 
 
-def test_a_file_of_something_else_is_refused(write):
-    with pytest.raises(ValueError, match="holds no rows"):
-        stored.load(write(run({})))
-    with pytest.raises(ValueError, match="holds no rows"):
-        stored.load(write({"benchmarks": run(TIMES)["benchmarks"]}))
+@pytest.mark.parametrize("command", [report.main, kernels.main])
+def test_a_file_of_something_else_is_refused(write, tmp_path, command):
+    for other in (run({}), {"benchmarks": run(TIMES)["benchmarks"]}, [1]):
+        with pytest.raises(SystemExit, match=r"run\.json holds no rows"):
+            command([str(write(other))])
+    (tmp_path / "run.json").write_text("")  # pytest-benchmark's, of a run that was killed
+    for name in ("run.json", "missing.json"):
+        with pytest.raises(SystemExit, match=f"{name} cannot be read: "):
+            command([str(tmp_path / name)])
 
 
 @pytest.mark.skipif(not COMMITTED, reason="no results are committed under benchmarks/results")
