@@ -117,7 +117,11 @@ def _terms(results: Results) -> list[str]:
             if (name, "both") not in found:
                 continue
             row = found[name, "both"]
-            ms = [milliseconds(found[name, direction]["seconds"][1]) for direction in DIRECTIONS]
+            ms = [  # `-k both` leaves rows out
+                milliseconds(found[name, direction]["seconds"][1])
+                if (name, direction) in found else "-"
+                for direction in DIRECTIONS
+            ]  # fmt: skip
             lines.append([
                 *options(row), name.removeprefix(FUSED_PREFIX), f"{ms[2]} ({ms[0]} + {ms[1]})",
                 *(times(row["others"].get(other)) for other in others),

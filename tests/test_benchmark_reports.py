@@ -59,6 +59,16 @@ def test_report(write, tmp_path, capsys):
     assert not list(folder.glob(".*"))
 
 
+def test_a_run_of_some_rows_is_reported(write):
+    data = run(TIMES)
+    for left_out in ("forward", "backward", "both"):
+        rows = data["benchmarks"]
+        some = [row for row in rows if row["extra_info"]["direction"] != left_out]
+        text = tables.report(stored.load(write(data | {"benchmarks": some})))
+        shown = {"forward": "5 (- + 5)", "backward": "5 (5 + -)", "both": "| forward |"}
+        assert shown[left_out] in text
+
+
 def test_kernels_are_profiled_and_reported(write, tmp_path, monkeypatch):
     found = kernels.profiled(lambda: torch.ones(3) + 1, "cpu")
     calls = kernels.CALLS["cpu"]
