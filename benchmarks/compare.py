@@ -109,6 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, default=1.1)
     options = parser.parse_args(arguments)
     cases = [case for case in FULL if options.only in case.name and case.impurity == "gini"]
+    if not cases:
+        raise SystemExit(f"no case has {options.only!r} in its name")
     for folder in options.folders:
         if not (folder / "discfused").is_dir():
             raise SystemExit(f"{folder} holds no discfused: pip install --target {folder} ...")

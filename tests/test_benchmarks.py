@@ -212,3 +212,5 @@ def test_two_builds(tmp_path, capfd, monkeypatch):
     assert compare.main([*folders, *arguments, "--threshold", "100"]) == 0
     with pytest.raises(SystemExit, match="holds no discfused"):
         compare.main([str(tmp_path), folders[1], *arguments])
+    with pytest.raises(SystemExit, match="no case has '1024x100'"):
+        compare.main([*folders, "--only", "1024x100"])
