@@ -62,16 +62,20 @@ def main(arguments: list[str] | None = None) -> None:
     path = parser.parse_args(arguments).json
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = read(path)
+    why_not = {name: backends.get(name).unavailable() for name in ("triton", "cuda")}
     data["kernels"] = [
         row
         for case in (CASES if device == "cuda" else REHEARSED)
-        for name in ("triton", "cuda")
-        if backends.get(name).unavailable() is None
+        for name, why in why_not.items()
+        if why is None
         for row in rows(case, name, device)
     ]
     write_atomically(path, lambda new: new.write_text(json.dumps(data, indent=1)))
     for row in data["kernels"]:
         print(*row.values())
+    for name, why in why_not.items():
+        if why is not None:
+            print(f"{name} is left out: {why}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_a_run_of_some_rows_is_reported(write):
         assert shown[left_out] in text
 
 
-def test_kernels_are_profiled_and_reported(write, tmp_path, monkeypatch):
+def test_kernels_are_profiled_and_reported(write, tmp_path, capsys, monkeypatch):
     found = kernels.profiled(lambda: torch.ones(3) + 1, "cpu")
     calls = kernels.CALLS["cpu"]
     assert len(found["aten::add"]) == calls and min(found["aten::add"]) > 0
@@ -77,9 +77,12 @@ def test_kernels_are_profiled_and_reported(write, tmp_path, monkeypatch):
     times = {names[0]: [3.0, 5.0, 4.0] * calls, names[1]: [1.0] * calls}
     monkeypatch.setattr(kernels, "profiled", lambda function, device: times)
     monkeypatch.setattr(kernels.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(type(kernels.backends.get("cuda")), "unavailable", lambda self: None)
+    for name, why in (("triton", "no reason"), ("cuda", None)):
+        backend = type(kernels.backends.get(name))
+        monkeypatch.setattr(backend, "unavailable", lambda self, why=why: why)
     path, folder = write(run(TIMES)), tmp_path / "results"
     kernels.main([str(path)])
+    assert "triton is left out: no reason\n" in capsys.readouterr().out
     report.main([str(path), "--results", str(folder)])
     text = (folder / "cpu.md").read_text()
     assert "| 8 x 16 x 10 | float32 | cuda | `table_kernel` | 3 | 4.0 | 12.0 |" in text
