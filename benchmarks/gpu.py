@@ -15,25 +15,16 @@ from benchmarks.timing import Subject, percentiles
 REPLAYS = 50
 
 
-def clocks(subject: Subject, graphs: int) -> dict[tuple[str, str], list[float]]:
-    """(clock, direction) -> 20, 50, 80 percentiles in seconds; `graphs` calls make one CUDA graph,
-    which keeps the gaps between launches small, and the inputs out of the cache."""
+def in_graphs(subject: Subject, count: int) -> dict[str, list[float]]:
+    """direction -> 20, 50, 80 percentiles in seconds. So many calls make one CUDA graph, which
+    keeps the gaps between launches small, and the inputs out of the cache."""
     times = {}
     for direction, function in (("forward", subject.forward), ("both", subject.call)):
-        times["do_bench", direction] = _events(function)
-        if graphs:
-            try:
-                times["cuda_graph", direction] = _replays(function, graphs)
-            except RuntimeError as error:  # as for a call that waits for the host
-                warnings.warn(f"not captured in a CUDA graph: {error}", stacklevel=2)
+        try:
+            times[direction] = _replays(function, count)
+        except RuntimeError as error:  # as for a call that waits for the host
+            warnings.warn(f"not captured in a CUDA graph: {error}", stacklevel=2)
     return times
-
-
-def _events(function: Callable[[], Any]) -> list[float]:
-    """Triton's do_bench: device events, the cache flushed before every call."""
-    from triton.testing import do_bench
-
-    return [value / 1e3 for value in do_bench(function, quantiles=[0.2, 0.5, 0.8])]
 
 
 def _replays(function: Callable[[], Any], count: int) -> list[float]:

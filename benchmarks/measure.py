@@ -67,11 +67,10 @@ def measure(case: Case, device: str, full: bool, compiles: bool) -> Measured:
             rows[name, direction] = seconds, facts
     for name, subject in subjects.items():
         rows[name, "both"][1]["peak_bytes"] = peak_bytes(subject.call, device)
-        if device == "cuda" and case.kind != "step":
-            # torch.unique waits for the host, so no CUDA graph can hold it.
-            clocks = gpu.clocks(subject, graphs=0 if name == "unique" else len(inputs.sets))
-            for (clock, direction), times in clocks.items():
-                rows[name, direction][1][clock] = [_short(value) for value in times]
+        # torch.unique waits for the host, so no CUDA graph can hold it.
+        if device == "cuda" and case.kind != "step" and name != "unique":
+            for direction, times in gpu.in_graphs(subject, len(inputs.sets)).items():
+                rows[name, direction][1]["cuda_graph"] = [_short(value) for value in times]
     return Measured(rows, skipped, failed)
 
 

@@ -190,7 +190,7 @@ def _kernels(results: Results) -> list[str]:
 
 def report(results: Results) -> str:
     parts = [f"# Benchmarks: {results.environment['device']}", summary(results)]
-    clocks = {"seconds": "", "do_bench": ", by Triton's do_bench", "cuda_graph": ", CUDA graphs"}
+    clocks = {"seconds": "", "cuda_graph": ", CUDA graphs"}
     for kind, what in KINDS.items():
         for clock, said in clocks.items():
             rows = [row for row in results.select(kind=kind) if clock in row]

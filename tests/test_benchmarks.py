@@ -126,21 +126,17 @@ def test_a_training_step_trains():
     assert not torch.equal(network.convolution.weight, before)
 
 
-def test_clocks_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(gpu, "_events", lambda call: [call()] * 3)
+def test_cuda_graphs(monkeypatch):
     monkeypatch.setattr(gpu, "_replays", lambda call, count: [call() / count] * 3)
     subject = timing.Subject(lambda: 2, lambda state: state + 4)
-    events = {("do_bench", "forward"): [2, 2, 2], ("do_bench", "both"): [6, 6, 6]}
-    graphs = {("cuda_graph", "forward"): [1, 1, 1], ("cuda_graph", "both"): [3, 3, 3]}
-    assert gpu.clocks(subject, graphs=0) == events
-    assert gpu.clocks(subject, graphs=2) == events | graphs
+    assert gpu.in_graphs(subject, 2) == {"forward": [1, 1, 1], "both": [3, 3, 3]}
 
     def fails(call, count):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(gpu, "_replays", fails)
     with pytest.warns(UserWarning, match="not captured in a CUDA graph: operation not permitted"):
-        assert gpu.clocks(subject, graphs=2) == events
+        assert gpu.in_graphs(subject, 2) == {}
 
 
 def test_turns():
