@@ -59,6 +59,14 @@ def unique(x: Tensor, y: Tensor, C: int, impurity: str) -> tuple[Tensor, Tensor]
     return index_add(x, slot, len(present), impurity)
 
 
+def embedding_bag(x: Tensor, y: Tensor, C: int, impurity: str) -> tuple[Tensor, Tensor]:
+    """A class that is present is a bag of rows."""
+    y, order = y.sort()
+    _, sizes = y.unique_consecutive(return_counts=True)
+    H = F.embedding_bag(order, x.float().abs(), sizes.cumsum(0) - sizes, mode="mean")
+    return plain_terms(H, sizes.float(), impurity)
+
+
 def as_specified(x: Tensor, y: Tensor, C: int, impurity: str) -> tuple[Tensor, Tensor]:
     m = reference.membership(y, None, C, -100, accumulation_dtype(x.dtype))
     return reference.disc_terms(x, m, None, "abs", impurity)
@@ -67,11 +75,13 @@ def as_specified(x: Tensor, y: Tensor, C: int, impurity: str) -> tuple[Tensor, T
 COPY = "copy"  # into memory that is there: the floor
 CROSS_ENTROPY = "cross_entropy"
 COMPILED = "compiled-"
+WAITING = "unique", "embedding_bag"  # for the host, so no CUDA graph can hold them
 FUSED_PREFIX = "discfused-"
 PLAIN: dict[str, Terms] = {
     "index_add": index_add,
     "one_hot": one_hot,
     "unique": unique,
+    "embedding_bag": embedding_bag,
     "reference": as_specified,
     COMPILED + "index_add": index_add,
     COMPILED + "reference": as_specified,

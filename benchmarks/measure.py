@@ -7,7 +7,16 @@ from torch import Tensor
 
 from benchmarks import gpu
 from benchmarks.cases import PLANS, Case, Inputs, make_inputs
-from benchmarks.competitors import COMPILED, COPY, CROSS_ENTROPY, Loss, loss_of, names, why_not
+from benchmarks.competitors import (
+    COMPILED,
+    COPY,
+    CROSS_ENTROPY,
+    WAITING,
+    Loss,
+    loss_of,
+    names,
+    why_not,
+)
 from benchmarks.memory import peak_bytes
 from benchmarks.timing import (
     Rounds,
@@ -67,8 +76,7 @@ def measure(case: Case, device: str, full: bool, compiles: bool) -> Measured:
             rows[name, direction] = seconds, facts
     for name, subject in subjects.items():
         rows[name, "both"][1]["peak_bytes"] = peak_bytes(subject.call, device)
-        # torch.unique waits for the host, so no CUDA graph can hold it.
-        if device == "cuda" and case.kind != "step" and name != "unique":
+        if device == "cuda" and case.kind != "step" and name not in WAITING:
             for direction, times in gpu.in_graphs(subject, len(inputs.sets)).items():
                 rows[name, direction][1]["cuda_graph"] = [_short(value) for value in times]
     return Measured(rows, skipped, failed)

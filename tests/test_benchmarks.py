@@ -85,7 +85,7 @@ def test_one_case_is_measured(monkeypatch):
     result = measure.measure(SMALL, "cpu", full=False, compiles=False)
     assert "value" in result.failed.pop("one_hot") and not result.failed
     assert result.skipped.keys() >= {"unique", "compiled-reference", "discfused-cuda"}
-    timed = {COPY, "index_add", "reference", FUSED_ON_CPU} - result.skipped.keys()
+    timed = {COPY, "index_add", "embedding_bag", "reference", FUSED_ON_CPU} - result.skipped.keys()
     assert result.rows.keys() == set(itertools.product(timed, ("forward", "backward", "both")))
     seconds, facts = result.rows["index_add", "both"]
     assert len(seconds) == facts["calls"] == 2 and facts["others"].keys() == timed - {"index_add"}
