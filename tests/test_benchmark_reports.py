@@ -117,6 +117,13 @@ def test_a_call_beside_cross_entropy(write, factor, shown):
     assert "faster in no case" in text  # cross-entropy alone is no other form of the loss
 
 
+def test_rough_ratios_are_marked():
+    assert [tables.times([low, 5, 6]) for low in (3, 4, 4.1)] == ["~5x", "~5x", "5x"]
+    assert tables.times([0.1, 0.5, 6]) == "**~0.5x**"
+    assert tables.of_copy({"others": {COPY: [0.1, 0.5, 0.6]}}) == "~50%"
+    assert tables.of_copy({"others": {COPY: [0.5, 0.5, 0.6]}}) == "50%"
+
+
 @pytest.mark.parametrize("command", [report.main, kernels.main])
 def test_a_file_of_something_else_is_refused(write, tmp_path, command):
     for other in (run({}), {"benchmarks": run(TIMES)["benchmarks"]}, [1]):
