@@ -9,6 +9,7 @@ without data; of CUDA's, cuda_launches has an account.
 
 import argparse
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -123,10 +124,12 @@ def compiled_cuda(nvcc: str) -> dict[tuple[str, str], Code]:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nvcc", default="nvcc", help="of CUDA 12 or 13 (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if shutil.which(options.nvcc) is None:
+        raise SystemExit(f"no {options.nvcc} in PATH: install the CUDA toolkit, or give --nvcc")
     cuda = compiled_cuda(options.nvcc)
     print(HEAD.rstrip("\n"))
     for case in CASES:

@@ -38,6 +38,11 @@ def test_every_kernel_of_cuda_is_there():
     assert set(re.findall(r"`(\w+)`", table)) == kernels, FIX
 
 
+def test_nvcc_is_asked_for():
+    with pytest.raises(SystemExit, match="no nonesuch in PATH: install the CUDA toolkit"):
+        gpu_model.main(["--nvcc", "nonesuch"])
+
+
 def test_nothing_is_called_measured():
     assert DOCUMENT.startswith(gpu_model.HEAD)
     assert DOCUMENT.count("measured") == DOCUMENT.count("never measured") == 1
