@@ -3,7 +3,7 @@
 pytest benchmarks/ --benchmark-only                  quick: small cases, under 100 s on one core
 pytest benchmarks/ --benchmark-only --full --benchmark-json=run.json
 pytest benchmarks/ --benchmark-only --full -k 1024x2048x1000
-python -m benchmarks.report run.json                 tables and plot, into benchmarks/results/
+python -m benchmarks.report run.json                 tables, into benchmarks/results/
 python -m benchmarks.compare OLD_FOLDER NEW_FOLDER   two builds of the library, in turns
 python -m benchmarks.gpu_model                       what the GPU kernels must cost, computed
 

@@ -1,8 +1,8 @@
-"""Tables and the plot of a run.
+"""Tables of a run.
 
     python -m benchmarks.report run.json
 
-Prints the tables; writes benchmarks/results/<device>.{json,md,png}; and puts the tables between the
+Prints the tables; writes benchmarks/results/<device>.{json,md}; and puts the tables between the
 markers `<!-- benchmarks:<device>:begin -->` and `<!-- benchmarks:<device>:end -->` of README.md, in
 brief, and of docs/benchmarks.md (not with --results elsewhere). <device> is cpu, or the GPU's name.
 """
@@ -30,20 +30,12 @@ def between(text: str, slug: str) -> str | None:
     return found and found[1]
 
 
-def write(results: Results, folder: Path) -> list[str]:
-    """Every file, each whole or not at all. Sentences that tell what was done."""
+def write(results: Results, folder: Path) -> str:
+    """Both files, each whole or not at all. Returns a sentence on what it did."""
     slug = results.slug
     write_atomically(folder / f"{slug}.json", lambda path: path.write_text(dump(results)))
     write_atomically(folder / f"{slug}.md", lambda path: path.write_text(tables.report(results)))
-    done = [f"wrote {folder / slug}.json and .md"]
-    try:
-        from benchmarks.plots import draw  # matplotlib is an extra
-    except ImportError as error:
-        done.append(f"no plot ({error}): pip install 'discfused[demo]'")
-    else:
-        write_atomically(folder / f"{slug}.png", lambda path: draw(results, path))
-        done.append(f"wrote {folder / slug}.png")
-    return done
+    return f"wrote {folder / slug}.json and .md"
 
 
 def show(results: Results, page: Path, tables_of: Callable[[Results], str]) -> str:
@@ -69,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results = load(options.json)
     print(tables.report(results))
-    done = write(results, options.results)
+    done = [write(results, options.results)]
     if options.results.resolve() == RESULTS:  # a run kept elsewhere leaves the pages alone
         done += [show(results, page, tables_of) for page, tables_of in PAGES.items()]
     print("\n".join(done))
