@@ -24,6 +24,7 @@ from benchmarks.cuda_launches import CudaLaunch
 from benchmarks.kernels import CASES
 from benchmarks.launches import Launch, compiled_code, launches
 from benchmarks.sass import Code, codes
+from benchmarks.tables import table
 
 BYTES_A_SECOND = 3.35e12  # of an H100 SXM's memory, as NVIDIA publishes it
 # In C++, a kernel and the type that it is made for
@@ -56,14 +57,6 @@ def microseconds(count: int) -> str:
     return f"{count / BYTES_A_SECOND * 1e6:.2f} us"
 
 
-def row(*cells: object) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
-def table(*columns: str) -> list[str]:
-    return [row(*columns), row(*["---"] * len(columns))]
-
-
 def use(code: Code) -> list[str]:
     return [
         f"{number:,}" for number in (code.registers, code.blocks, code.loads, code.bytes_in_flight)
@@ -72,13 +65,14 @@ def use(code: Code) -> list[str]:
 
 def of_case(case: Case, backend: str, stages: Stages, uses: Iterable[Code]) -> list[str]:
     """The launches, one a line, and their sums beside the least."""
-    lines = [
+    header = ["kernel", "programs", "threads", "computed bytes", "computed time", *USE]
+    pairs = zip(chain(*stages), uses, strict=True)
+    return [
         f"\n## {case.N} x {case.D}, {case.C} classes, {case.dtype}: {backend}\n",
-        *table("kernel", "programs", "threads", "computed bytes", "computed time", *USE),
+        table(header, ([*work(launch), *use(code)] for launch, code in pairs)),
+        "",
+        sums(case, stages),
     ]
-    for launch, code in zip(chain(*stages), uses, strict=True):
-        lines.append(row(*work(launch), *use(code)))
-    return [*lines, "", *sums(case, stages)]
 
 
 # None of these needs a compiler.
@@ -97,15 +91,16 @@ def work(launch: Launch | CudaLaunch) -> list[str]:
     ]  # fmt: skip
 
 
-def sums(case: Case, stages: Stages) -> list[str]:
-    lines = table("direction", "launches", "computed bytes", "computed time",
-                  "computed least bytes", "computed least time")  # fmt: skip
+def sums(case: Case, stages: Stages) -> str:
+    header = ["direction", "launches", "computed bytes", "computed time",
+              "computed least bytes", "computed least time"]  # fmt: skip
+    lines = []
     both = (*stages, [*chain(*stages)])
     for (direction, least), stage in zip(case.least_bytes().items(), both, strict=True):
         count = sum(launch.bytes for launch in stage)
-        lines.append(row(direction, len(stage), f"{count:,}", microseconds(count), f"{least:,}",
-                         microseconds(least)))  # fmt: skip
-    return lines
+        lines.append([direction, str(len(stage)), f"{count:,}", microseconds(count), f"{least:,}",
+                      microseconds(least)])  # fmt: skip
+    return table(header, lines)
 
 
 def compiled_cuda(nvcc: str) -> dict[tuple[str, str], Code]:
@@ -142,9 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
             for one in chain(*stages)
         ]
         print(*of_case(case, "cuda", stages, uses), sep="\n")
-    print("\n## Every kernel: cuda\n", *table("kernel", *USE), sep="\n")
-    for (name, dtype), code in cuda.items():
-        print(row(f"`{name}` {dtype}", *use(code)))
+    every = ([f"`{name}` {dtype}", *use(code)] for (name, dtype), code in cuda.items())
+    print("\n## Every kernel: cuda\n", table(["kernel", *USE], every), sep="\n")
 
 
 if __name__ == "__main__":
