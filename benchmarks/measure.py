@@ -72,7 +72,7 @@ def measure(case: Case, device: str, full: bool, compiles: bool) -> Measured:
         timed = {name: by_direction[direction] for name, by_direction in rounds.items()}
         for name in timed:
             seconds = flat(timed[name])
-            facts = case._asdict() | _facts(name, timed, seconds, case.least_bytes()[direction])
+            facts = case._asdict() | _facts(name, timed, seconds)
             rows[name, direction] = seconds, facts
     for name, subject in subjects.items():
         rows[name, "both"][1]["peak_bytes"] = peak_bytes(subject.call, device)
@@ -82,8 +82,8 @@ def measure(case: Case, device: str, full: bool, compiles: bool) -> Measured:
     return Measured(rows, skipped, failed)
 
 
-def _facts(name: str, timed: dict[str, Rounds], seconds: list[float], least: int) -> dict[str, Any]:
-    facts = {
+def _facts(name: str, timed: dict[str, Rounds], seconds: list[float]) -> dict[str, Any]:
+    return {
         "seconds": [_short(value) for value in percentiles(seconds)],
         "calls": len(seconds),
         # how many times as long every other competitor takes
@@ -93,9 +93,6 @@ def _facts(name: str, timed: dict[str, Rounds], seconds: list[float], least: int
             if other != name
         },
     }
-    if COPY in timed:
-        facts["gb_per_s"] = _short(least / 1e9 / facts["seconds"][1])
-    return facts
 
 
 def _short(value: float) -> float:

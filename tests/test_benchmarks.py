@@ -89,8 +89,6 @@ def test_one_case_is_measured(monkeypatch):
     assert result.rows.keys() == set(itertools.product(timed, ("forward", "backward", "both")))
     seconds, facts = result.rows["index_add", "both"]
     assert len(seconds) == facts["calls"] == 2 and facts["others"].keys() == timed - {"index_add"}
-    least = 3 * SMALL.N * SMALL.D * 4
-    assert facts["gb_per_s"] == pytest.approx(least / 1e9 / facts["seconds"][1], rel=1e-3)
     assert facts["peak_bytes"] >= SMALL.N * SMALL.D * 4  # the gradient alone
 
     tiny = measure.measure(SMALL._replace(kind="loss"), "cpu", full=False, compiles=False)
