@@ -108,7 +108,7 @@ def why_not(name: str, device: str, case: Case, compiles: bool) -> str | None:
         if device == "cpu" and backend == "triton":
             return "under Triton's interpreter, whose time says nothing"
     if name == "unique" and case.C <= case.N:
-        return "C <= N: the same as index_add"
+        return "C <= N: close to index_add"
     if name.startswith(COMPILED) and not compiles:
         return "the quick mode compiles for its first case alone"
     return None
