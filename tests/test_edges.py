@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cases import features, labels, soft_labels, terms_and_gradients
-from discfused import _ops, disc_terms, fused_disc_loss
+from discfused import _ops, class_histogram, disc_terms, fused_disc_loss
 from discfused.functional import GINI_WEIGHT, KL_WEIGHT
 from formulas import answer
 
@@ -191,3 +191,16 @@ def test_units_of_features_and_weights_change_nothing(backend, activation, unit)
         found.append([*terms, torch.autograd.grad(sum(terms), leaf)[0] * factor])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the processor cannot flush them")
+def test_subnormal_float16_where_subnormal_floats_are_flushed():
+    """Else they would be 0 in this thread alone: the setting belongs to a thread."""
+    x = torch.arange(2048, dtype=torch.int16).view(torch.float16).view(2, 1024)
+    expected = x.float()
+    torch.set_flush_denormal(True)
+    try:
+        H = class_histogram(x, torch.arange(2), 2, backend="cpu")
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(H, expected)

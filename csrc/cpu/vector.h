@@ -102,9 +102,12 @@ inline Vector<float> widen(const Half* from) {
   const Bits<float> half = __builtin_convertvector(load_bits(from), Bits<float>);
   const Bits<float> sign = (half & 0x8000) << 16;
   const Bits<float> magnitude = (half & 0x7fff) << 13;
-  // The exponent is 112 too small. A product corrects it and normalises subnormal numbers.
+  // The exponent is 112 too small. That of a subnormal number is normalised by a difference of
+  // normal ones: as a float it would be subnormal, too, which torch.set_flush_denormal makes 0.
+  const Vector<float> subnormal =
+      reinterpret_cast<Vector<float>>(magnitude + 0x38800000) - 0x1p-14f;
   const Bits<float> finite =
-      reinterpret_cast<Bits<float>>(reinterpret_cast<Vector<float>>(magnitude) * 0x1p112f);
+      magnitude < 0x00800000 ? reinterpret_cast<Bits<float>>(subnormal) : magnitude + 0x38000000;
   const Bits<float> special = magnitude | 0x7f800000;
   return reinterpret_cast<Vector<float>>(sign | (magnitude >= 0x0f800000 ? special : finite));
 }
