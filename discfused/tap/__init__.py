@@ -149,12 +149,16 @@ class FeatureTap:
             ) from None
         self._passes.resolve(traced, logits, graph, features)
         with self._passes.lock:
-            if self._classifier is not None:
+            if self._passes.known:
                 return
             self._classifier = classifier
             self._names, self._capture = [classifier.name], classifier.capture
-            self._passes.known = True
-            self._install([classifier.layer], classifier.capture)
+            try:
+                self._install([classifier.layer], classifier.capture)
+            except BaseException:  # KeyboardInterrupt: the next pass is recorded, too
+                self._handles.remove()
+                raise
+            self._passes.known = True  # passes of other threads are recorded until then
         self._stop_recording()
 
     def _stop_recording(self) -> None:

@@ -62,7 +62,7 @@ class Passes:
         self.compiled_output: Any = None  # the output of the model in that pass
         self.lock = threading.Lock()
         self._key = object()  # key in the metadata of graph nodes
-        self.recordings = 0  # running, in all threads
+        self.recordings: set[Trace] = set()  # running, in all threads
         self.known = False  # whether the classifier is
         self._recent: list[Pass] = []
         self._traced: list[Pass] = []

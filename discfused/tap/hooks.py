@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-_OF_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+_OF_HOOKS = (  # those that hold the hooks come last: `Handles.remove` finds a hook there
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks", "_forward_pre_hooks",
 )  # fmt: skip
 _CALL = "_compiled_call_impl"  # what a module calls in place of its own `_call_impl`
 
@@ -37,7 +37,6 @@ class Around(Hook):
         super().__init__(function)
         self.module = weakref.ref(module)
         self.before = vars(module).get(_CALL)  # compiled code, that of another tap, or None
-        vars(module)[_CALL] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module: Any = self.module()  # alive, because it is called
@@ -63,40 +62,58 @@ class Around(Hook):
 
 
 class Handles:
-    """The handles of hooks on several layers. They keep neither layers nor functions alive."""
+    """Hooks on several layers. They keep neither layers nor functions alive.
+
+    A hook is noted before it is registered, and until all are removed, so that `remove` can finish
+    what a KeyboardInterrupt has stopped.
+    """
 
     def __init__(self) -> None:
-        self._handles: list[tuple[weakref.ref[nn.Module], Any]] = []
+        self._hooks: list[tuple[weakref.ref[nn.Module], Hook]] = []
         self._around: list[Around] = []
 
     def add(
         self, module: nn.Module, kind: str, function: Callable[..., Any], **options: Any
     ) -> None:
-        handle = getattr(module, f"register_{kind}")(Hook(function), **options)
-        self._handles.append((weakref.ref(module), handle))
+        hook = Hook(function)
+        self._hooks.append((weakref.ref(module), hook))
         # pickle and copy look up this name, first in the instance.
         state = functools.partial(_state_without_hooks, weakref.ref(module))
         module.__dict__["__getstate__"] = state
+        getattr(module, f"register_{kind}")(hook, **options)
 
     def surround(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        self._around.append(Around(module, function))
+        around = Around(module, function)
+        self._around.append(around)
+        vars(module)[_CALL] = around
 
     def remove(self) -> None:
-        while self._around:
-            self._around.pop().remove()
-        handles, self._handles = self._handles, []
-        for reference, handle in handles:
-            hook = (handle.hooks_dict_ref() or {}).get(handle.id)
-            if hook is not None:
-                hook.function = None  # compiled code guards this attribute, but not the hook
-            handle.remove()
+        try:
+            self._remove()
+        except BaseException:  # KeyboardInterrupt: Python calls a finalizer only once
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        for around in self._around:
+            around.remove()
+        for reference, hook in self._hooks:
+            hook.function = None  # compiled code guards this attribute, but not the hook
             module = reference()
-            if module is not None and not any(_ours(vars(module)[name]) for name in _OF_HOOKS):
+            if module is None:
+                continue
+            of_module = [vars(module)[name] for name in _OF_HOOKS]
+            numbers = [n for hooks in of_module for n, each in list(hooks.items()) if each is hook]
+            for hooks in of_module:
+                for number in numbers:
+                    hooks.pop(number, None)
+            if not any(map(_ours, of_module)):
                 vars(module).pop("__getstate__", None)
+        self._hooks, self._around = [], []
 
 
 def _ours(hooks: dict[int, Any]) -> set[int]:
-    return {number for number, hook in hooks.items() if isinstance(hook, Hook)}
+    return {number for number, hook in list(hooks.items()) if isinstance(hook, Hook)}
 
 
 def _state_without_hooks(reference: weakref.ref[nn.Module]) -> Any:

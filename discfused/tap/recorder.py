@@ -1,13 +1,13 @@
 """Hooks that record the first forward passes, to find the input of the classifier."""
 
-import contextlib
 import sys
 import threading
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from discfused.tap.captured import Passes
 from discfused.tap.classifier import Trace
@@ -16,7 +16,6 @@ from discfused.tap.classifier import Trace
 class _Recording(NamedTuple):
     trace: Trace
     outermost: nn.Module  # the outermost module that was called
-    modes: contextlib.ExitStack
 
 
 class Recorder:
@@ -44,13 +43,13 @@ class Recorder:
             if self.passes.known:
                 return
             self.passes.forget_traced()
-            modes = contextlib.ExitStack()
-            modes.enter_context(_Eager())
             root: Any = self.root()  # alive, because it runs
-            trace = modes.enter_context(Trace(root))
-            running.recording = _Recording(trace, module, modes)
-            with self.passes.lock:
-                self.passes.recordings += 1
+            trace = Trace(root)
+            # First, so that `end` undoes the rest, of which a KeyboardInterrupt may leave a part.
+            running.recording = _Recording(trace, module)
+            self.passes.recordings.add(trace)
+            _Eager.enter(trace)
+            _push_mode(trace)
         running.recording.trace.call(module, "input", args or list((kwargs or {}).values()))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -66,34 +65,42 @@ class Recorder:
                 self.passes.add_traced(recording.trace, output)
 
     def end(self, module: nn.Module) -> None:
-        """Ends the recording, if it is that of this module's call."""
+        """Ends the recording, if it is that of this module's call. Runs again if it was stopped."""
         if torch.compiler.is_compiling():
             return
         recording = getattr(self.passes.running, "recording", None)
         if recording is None or module is not recording.outermost:
             return
-        recording.modes.close()
+        modes = _get_current_function_mode_stack()
+        if recording.trace in modes:  # perhaps below those of other taps
+            above = modes[modes.index(recording.trace) + 1 :]
+            for _ in (recording.trace, *above):
+                _pop_mode()
+            for mode in above:
+                _push_mode(mode)
+        _Eager.leave(recording.trace)
+        self.passes.recordings.discard(recording.trace)
         self.passes.running.recording = None
-        with self.passes.lock:
-            self.passes.recordings -= 1
 
 
 class _Eager:
-    """Makes compiled code run eagerly, in all threads. Several threads may enter."""
+    """Makes compiled code run eagerly, in all threads, as long as there are traces."""
 
     lock = threading.Lock()
-    inside = 0
-    stance = None
+    traces: ClassVar[set[Trace]] = set()
+    stance: Any = None
 
-    def __enter__(self) -> None:
-        with _Eager.lock:
-            if _Eager.inside == 0 and "torch._dynamo" in sys.modules:  # importing it takes a second
-                _Eager.stance = torch.compiler.set_stance("force_eager")
-            _Eager.inside += 1
+    @classmethod
+    def enter(cls, trace: Trace) -> None:
+        with cls.lock:
+            if not cls.traces and "torch._dynamo" in sys.modules:  # importing it takes a second
+                cls.stance = torch.compiler.set_stance("force_eager")
+            cls.traces.add(trace)
 
-    def __exit__(self, *exception: Any) -> None:
-        with _Eager.lock:
-            _Eager.inside -= 1
-            if _Eager.inside == 0 and _Eager.stance is not None:
-                _Eager.stance.__exit__(*exception)
-                _Eager.stance = None
+    @classmethod
+    def leave(cls, trace: Trace) -> None:
+        with cls.lock:
+            cls.traces.discard(trace)
+            if not cls.traces and cls.stance is not None:
+                cls.stance.__exit__(None, None, None)
+                cls.stance = None

@@ -5,8 +5,12 @@ import weakref
 
 import pytest
 import torch
+from torch.overrides import _get_current_function_mode_stack
 
 from discfused import FusedDiscLoss
+from discfused.tap import hooks, recorder
+from discfused.tap.hooks import _OF_HOOKS, Around, Handles
+from discfused.tap.recorder import _Eager
 from models import Net, batch
 
 
@@ -90,3 +94,50 @@ def test_200_steps_leak_nothing():
         if step in (11, 198):
             counts.append(tensors_alive())
     assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Handles, "add"), (Handles, "surround"), (hooks, "_ours"), (Around, "remove"),
+        (_Eager, "enter"), (_Eager, "leave"), (recorder, "_push_mode"), (recorder, "_pop_mode"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer
+def test_an_interrupt_leaves_nothing_and_breaks_nothing(owner, name, monkeypatch):
+    """Ctrl-C while hooks are added or removed, and around the recording of a pass."""
+    original, (x, y) = getattr(owner, name), batch()
+    count, stop_at, stopped = 0, 0, True
+
+    def stops(*args, **kwargs):
+        nonlocal count, stopped
+        result = original(*args, **kwargs)
+        count += 1
+        if count == stop_at:
+            stopped = True
+            raise KeyboardInterrupt
+        return result
+
+    while stopped:
+        model, criterion = Net(), None
+        count, stop_at, stopped = 0, stop_at + 1, False
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stops)
+            try:
+                criterion = FusedDiscLoss.attach(model)
+                criterion(model(x), y)
+            except KeyboardInterrupt:
+                pass
+        assert not _get_current_function_mode_stack()
+        assert not _Eager.traces
+        if criterion is not None:
+            for _ in range(2):
+                loss = criterion(model(x), y)
+                assert loss == FusedDiscLoss()(model(x), y, criterion.tap.take(model(x)))
+            assert not criterion.tap._recorder._hooks
+        del criterion
+        gc.collect()
+        for module in model.modules():
+            assert not any(vars(module)[kind] for kind in _OF_HOOKS)
+            assert not vars(module).keys() & {"__getstate__", "_compiled_call_impl"}
+    assert stop_at > 1
