@@ -218,6 +218,18 @@ def run_in_two_processes(code, folder):
     assert result.stdout.count("as expected") == 2
 
 
+class Nothing(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def test_validation_without_a_batch_logs_nothing():
+    """Lightning calls the callback where an empty loader has no length."""
+    trainer = Trainer(accelerator="cpu", callbacks=[LogDiscriminability()], logger=False)
+    trainer.validate(Training(), DataLoader(Nothing()), verbose=False)
+    assert not trainer.callback_metrics
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match="every is -1, expected a number of epochs, or 0"):
         LogDiscriminability(every=-1)
